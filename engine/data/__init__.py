@@ -1,0 +1,1 @@
+"""From a COCO annotation file to batches: annotations, masks, augmentation, sampling, loading."""

@@ -1,0 +1,43 @@
+"""Mask R-CNN on any backbone. He et al., https://arxiv.org/abs/1703.06870."""
+
+from typing import Any
+
+from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
+from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
+
+from backbones import Backbone
+from heads.anchors import feature_levels, roi_pool
+from heads.faster_rcnn import faster_rcnn
+from heads.registry import register_detector
+
+
+@register_detector("mask_rcnn", inherits=faster_rcnn)
+def mask_rcnn(
+    backbone: Backbone,
+    num_classes: int,
+    *,
+    mask_head_dim: int = 256,
+    mask_head_layers: int = 4,
+    **box_options: Any,
+) -> GeneralizedRCNN:
+    """Mask R-CNN: `faster_rcnn` and a mask for each box, with torchvision's parameter names, numbers and defaults.
+
+    Targets also carry `masks` (N, H, W) uint8. Predictions also carry `masks` (N, 1, H, W) float in [0, 1], at the image's size.
+
+    Args:
+        backbone: as for `faster_rcnn`.
+        num_classes: number of classes, the background counted.
+        mask_head_dim: channels of the mask head. The default of 256 costs 0.46 GMAC an RoI.
+        mask_head_layers: number of its 3x3 convolutions.
+        box_options: as for `faster_rcnn`.
+
+    Raises:
+        UserError: as for `faster_rcnn`.
+    """
+    model = faster_rcnn(backbone, num_classes, **box_options)
+    levels = feature_levels(backbone)
+    channels = next(iter(levels.values())).channels
+    model.roi_heads.mask_roi_pool = roi_pool(levels, output_size=14)
+    model.roi_heads.mask_head = MaskRCNNHeads(channels, [mask_head_dim] * mask_head_layers, dilation=1)
+    model.roi_heads.mask_predictor = MaskRCNNPredictor(mask_head_dim, mask_head_dim, num_classes)
+    return model
