@@ -2,6 +2,7 @@
 
 import fnmatch
 import inspect
+import sys
 from collections.abc import Callable, Iterable
 from typing import Any, Generic, TypeVar
 
@@ -56,17 +57,17 @@ class Registry(Generic[Constructor]):
 
     def options(self, name: str, *, besides: Iterable[str] = ()) -> dict[str, Any] | None:
         """The keyword options of an entry and their type annotations, without `besides`; None where it takes any."""
-        constructors = [self.get(name)]
+        constructors: list[Callable[..., Any]] = [self.get(name)]
         if name in self._inherits:
             constructors.append(self._inherits[name])
         options: dict[str, Any] = {}
         takes_any = False
         for constructor in constructors:
-            parameters = inspect.signature(constructor, eval_str=True).parameters.values()
+            parameters = inspect.signature(constructor).parameters.values()
             takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters)
             keywords = [p for p in parameters if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)]
-            options |= {p.name: Any if p.annotation is p.empty else p.annotation for p in keywords}
-        return None if takes_any else {key: value for key, value in options.items() if key not in besides}
+            options |= {p.name: _annotation(p, constructor) for p in keywords if p.name not in besides}
+        return None if takes_any else options
 
     def check_options(self, name: str, options: Iterable[str], *, besides: Iterable[str] = ()) -> None:
         """Check that an entry takes each of `options` by keyword.
@@ -75,10 +76,22 @@ class Registry(Generic[Constructor]):
             UserError: one that it does not take; the message names the nearest.
         """
         known = self.options(name, besides=besides)
-        for option in options if known is not None else ():
+        if known is None:
+            return
+        for option in options:
             if option not in known:
                 hint = did_you_mean(option, known) or " It takes none."
                 raise UserError(f"The {self.kind} {name!r} has no option {option!r}.{hint}")
+
+
+def _annotation(parameter: inspect.Parameter, constructor: Callable[..., Any]) -> Any:
+    """A parameter's type; Any where it has none, or one that only a type checker can see."""
+    if not isinstance(parameter.annotation, str):
+        return Any if parameter.annotation is parameter.empty else parameter.annotation
+    try:
+        return eval(parameter.annotation, vars(sys.modules[constructor.__module__]))
+    except NameError:
+        return Any
 
 
 BACKBONES: Registry[Callable[..., Backbone]] = Registry("backbone")

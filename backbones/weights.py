@@ -156,9 +156,14 @@ def _load_into(model: nn.Module, state_dict: Mapping[str, Tensor], *, source: st
     # Stages that were not built because no feature map of theirs was asked for.
     wanted = {key: value for key, value in wanted.items() if key in own or not _of_unbuilt_stage(model, key)}
     check_fit(model, wanted, source=source)
-    # Left out in the file, or of no use in frozen batch norm: keep the model's own counters.
-    counters = {key: value for key, value in own.items() if key.endswith("num_batches_tracked") and key not in wanted}
-    model.load_state_dict({key: value for key, value in {**wanted, **counters}.items() if key in own}, strict=True)
+    load_tensors(model, wanted)
+
+
+def load_tensors(model: nn.Module, state_dict: Mapping[str, Tensor]) -> None:
+    """Load a state dict that `check_fit` has passed, whichever of the two has the counters of batch norm."""
+    own = model.state_dict()
+    counters = {key: value for key, value in own.items() if key.endswith("num_batches_tracked")}
+    model.load_state_dict({**counters, **{key: value for key, value in state_dict.items() if key in own}}, strict=True)
 
 
 def _of_unbuilt_stage(model: nn.Module, key: str) -> bool:

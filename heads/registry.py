@@ -10,6 +10,8 @@ from backbones.registry import Registry
 
 DETECTORS: Registry[Callable[..., nn.Module]] = Registry("head")
 register_detector = DETECTORS.register
+# Those that are trained on masks.
+MASK_DETECTORS = {"mask_rcnn"}
 # What `build_detector` itself passes to every constructor.
 STANDARD_OPTIONS = ("backbone", "num_classes")
 
@@ -34,3 +36,9 @@ def build_detector(name: str, backbone: Backbone, num_classes: int, **options: A
     constructor = DETECTORS.get(name)
     DETECTORS.check_options(name, options, besides=STANDARD_OPTIONS)
     return constructor(backbone, num_classes, **options)
+
+
+def predicts_masks(name: str) -> bool:
+    """Whether a registered detector is trained on masks, so that the data set has to read them."""
+    DETECTORS.get(name)
+    return name in MASK_DETECTORS

@@ -1,0 +1,144 @@
+"""Checkpoints: all that is needed to use a model, and to go on training it. Written whole or not at all."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from backbones.errors import UserError
+from backbones.weights import check_fit, load_pickled_tensors, load_tensors, read_state_dict
+from engine.build import build_model
+from engine.config import Config
+from engine.config_file import apply_overrides
+from engine.data.annotations import Annotations, Category
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What a checkpoint file holds."""
+
+    path: Path
+    model: dict[str, Tensor]  # the weights to use: the average, where one is kept
+    config: dict[str, Any]
+    categories: list[Category]
+    training: dict[str, Any] | None  # what a resume needs; None in best.pt
+
+    def load_config(self, overrides: list[str] | None = None) -> Config:
+        """Its config, with `key=value` overrides.
+
+        Raises:
+            UserError: an override is wrong.
+        """
+        return apply_overrides(self.config, overrides or [], origin=str(self.path))
+
+    def build_model(self, config: Config) -> nn.Module:
+        """The model it was saved from, in evaluation mode.
+
+        Raises:
+            UserError: the weights do not fit the config.
+        """
+        model = build_model(config, num_classes=len(self.categories) + 1, load_weights=False)
+        check_fit(model, self.model, source=str(self.path))
+        model.load_state_dict(self.model)
+        return model.eval()
+
+    def check_categories(self, annotations: Annotations) -> None:
+        """Check that a data set has the classes the model was trained on.
+
+        Raises:
+            UserError: it has others; the message names the first that differs.
+        """
+        if self.categories == annotations.categories:
+            return
+        ours, theirs = self.categories, annotations.categories
+        difference = next((pair for pair in zip(ours, theirs, strict=False) if pair[0] != pair[1]), None)
+        detail = f"{len(ours)} classes against {len(theirs)}"
+        if difference is not None:
+            detail = f"{difference[0].name!r} (id {difference[0].id}) against {difference[1].name!r} (id {difference[1].id})"
+        raise UserError(
+            f"{self.path} was trained on other classes than {annotations.path} has: {detail}. "
+            "Name a data set with the same categories, or train a model on this one."
+        )
+
+
+def save_checkpoint(
+    path: Path,
+    *,
+    model: dict[str, Tensor],
+    config: Config,
+    categories: list[Category],
+    training: dict[str, Any] | None = None,
+) -> None:
+    """Write a checkpoint beside its place, then move it there: a reader sees the old file or the new one, never half of one."""
+    content = {
+        "format": FORMAT,
+        "model": {key: value.detach().cpu() for key, value in model.items()},
+        "config": config.model_dump(),
+        "categories": [{"id": category.id, "name": category.name} for category in categories],
+        "training": training,
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f"{path.name}.part")
+    with part.open("wb") as file:
+        torch.save(content, file)
+        file.flush()
+        os.fsync(file.fileno())
+    part.replace(path)
+
+
+def load_checkpoint(path: str | Path) -> Checkpoint:
+    """Read a checkpoint; no code in the file is ever run.
+
+    Raises:
+        UserError: it is missing or truncated, or not a checkpoint of this library.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"There is no checkpoint at {path}.")
+    content = load_pickled_tensors(path)
+    if not isinstance(content, dict) or not {"format", "model", "config", "categories"} <= content.keys():
+        raise UserError(
+            f"{path} is no checkpoint of a training run here (it lacks model, config or categories). "
+            "For bare weights give the config: eval_det.py CONFIG --weights PATH."
+        )
+    if content["format"] != FORMAT:
+        raise UserError(f"{path} has checkpoint format {content['format']}; this version reads {FORMAT}.")
+    categories = [Category(category["id"], category["name"]) for category in content["categories"]]
+    return Checkpoint(path, content["model"], content["config"], categories, content.get("training"))
+
+
+def load_detector_weights(model: nn.Module, path: str | Path, annotations: Annotations) -> None:
+    """Load a file of weights of a whole detector: a checkpoint of ours, or torchvision's of the same architecture.
+
+    A checkpoint of ours must have the classes of `annotations`. Files of bare weights do not say theirs.
+
+    Raises:
+        UserError: the file is missing or does not fit; the message names the keys.
+    """
+    path = Path(path)
+    if path.suffix != ".safetensors" and path.is_file():
+        content = load_pickled_tensors(path)
+        if isinstance(content, dict) and "categories" in content:
+            load_checkpoint(path).check_categories(annotations)
+    # torchvision's files from before its version 0.13 name a few layers otherwise.
+    state_dict = {_modern_name(key): value for key, value in read_state_dict(path).items()}
+    check_fit(model, state_dict, source=str(path))
+    load_tensors(model, state_dict)
+
+
+def _modern_name(key: str) -> str:
+    for old, new in (("rpn.head.conv.weight", "rpn.head.conv.0.0.weight"), ("rpn.head.conv.bias", "rpn.head.conv.0.0.bias")):
+        if key == old:
+            return new
+    parts = key.split(".")
+    if len(parts) == 5 and parts[1] == "fpn" and parts[2] in ("inner_blocks", "layer_blocks"):
+        return ".".join([*parts[:4], "0", parts[4]])
+    if key.startswith("roi_heads.mask_head.mask_fcn"):
+        layer = int(parts[2].removeprefix("mask_fcn")) - 1
+        return f"roi_heads.mask_head.{layer}.0.{parts[3]}"
+    return key

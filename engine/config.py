@@ -1,0 +1,222 @@
+"""The configuration of a run: every key, its type, its default and what it means."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
+
+from backbones.errors import UserError
+from backbones.fpn import PYRAMIDS
+from backbones.registry import BACKBONES, Registry
+from heads.registry import DETECTORS
+
+from engine.data.augmentations import AUGMENTATIONS
+from engine.data.sources import DATASETS
+
+PositiveInt = Annotated[int, Field(ge=1)]
+PositiveFloat = Annotated[float, Field(gt=0)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+
+
+class Section(BaseModel):
+    """A part of the configuration: no unknown keys, no silent conversions, docstrings as descriptions."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class Choice(Section):
+    """A registered name and the options of what it names, checked against that constructor's signature."""
+
+    model_config = ConfigDict(extra="allow")
+
+    name: str
+
+    def options(self) -> dict[str, Any]:
+        """The options given besides the declared keys."""
+        return dict(self.model_extra or {})
+
+
+def check_choice(choice: Choice, registry: Registry[Any], *, besides: tuple[str, ...]) -> None:
+    """Check a choice's name and options, and the options' types.
+
+    Raises:
+        ValueError: an unknown name or option, with the nearest right one, or a value of another type.
+    """
+    registry.check_options(choice.name, choice.options(), besides=besides)
+    annotations = registry.options(choice.name, besides=besides) or {}
+    for option, value in choice.options().items():
+        try:
+            TypeAdapter(annotations.get(option, Any)).validate_python(value, strict=True)
+        except ValidationError as error:
+            raise UserError(f"Option {option!r} is {value!r}: {error.errors()[0]['msg']}.") from None
+
+
+class BackboneConfig(Choice):
+    name: str = "resnet50"
+    """One of backbones.list_backbones()."""
+    weights: str | None = None
+    """Weights torchvision publishes, by name (IMAGENET1K_V1), or the path of a .pth or .safetensors file."""
+    norm: Literal["frozen_bn", "bn", "sync_bn", "gn"] | None = None
+    """Left out: frozen_bn with weights, bn without."""
+    trainable_layers: int | None = None
+    """Stages that train, counted from the last, 0..5 for a ResNet. Left out: 3 with weights, all without."""
+    in_channels: PositiveInt = 3
+    out_features: list[str] | None = None
+    """Which feature maps go into the pyramid, such as [c3, c4, c5]. Left out: all."""
+
+    @model_validator(mode="after")
+    def _check(self) -> "BackboneConfig":
+        check_choice(self, BACKBONES, besides=("in_channels", "norm", "out_features"))
+        return self
+
+
+class PyramidConfig(Choice):
+    name: str = "fpn"
+    out_channels: PositiveInt = 256
+    extra_level: Literal["pool", "p6p7", "p6p7_on_c5"] | None = "pool"
+    norm: Literal["bn", "sync_bn", "gn"] | None = None
+    """Normalisation after each of the pyramid's convolutions."""
+
+    @model_validator(mode="after")
+    def _check(self) -> "PyramidConfig":
+        check_choice(self, PYRAMIDS, besides=("in_specs", "out_channels", "extra_level", "norm"))
+        return self
+
+
+class HeadConfig(Choice):
+    name: str = "faster_rcnn"
+    """One of heads.list_detectors(). Sizes of images are in `data`, the number of classes comes from the data set."""
+
+    @model_validator(mode="after")
+    def _check(self) -> "HeadConfig":
+        given_elsewhere = ("backbone", "num_classes", "min_size", "max_size", "resize_in_training")
+        check_choice(self, DETECTORS, besides=given_elsewhere)
+        return self
+
+
+class ModelConfig(Section):
+    backbone: BackboneConfig = BackboneConfig()
+    pyramid: PyramidConfig = PyramidConfig()
+    head: HeadConfig = HeadConfig()
+
+
+class CocoFiles(Section):
+    """A data set in COCO's format."""
+
+    images: str
+    """The folder the annotations' file names are in."""
+    annotations: str
+    """The instances JSON."""
+
+
+def _check_source(value: Any) -> Any:
+    if isinstance(value, str):
+        DATASETS.get(value)
+    return value
+
+
+DataSource = Annotated[str | CocoFiles, BeforeValidator(_check_source)]
+
+
+class AugmentationConfig(Choice):
+    """One step, as {name: horizontal_flip, p: 0.5}; albumentations' own go as {name: albumentations/CLAHE, p: 0.1}."""
+
+    @model_validator(mode="after")
+    def _check(self) -> "AugmentationConfig":
+        if not self.name.startswith("albumentations/"):
+            check_choice(self, AUGMENTATIONS, besides=())
+        return self
+
+
+class DataConfig(Section):
+    train: DataSource
+    """{images: FOLDER, annotations: FILE} in COCO's format, or the name of an embedded set: shapes."""
+    val: DataSource
+    min_size: PositiveInt | Annotated[list[PositiveInt], Field(min_length=1)] = 800
+    """The shorter side of an image, pixels; a list is drawn from in training, its largest is used in evaluation."""
+    max_size: PositiveInt = 1333
+    """No side gets longer than this, pixels."""
+    augmentations: list[AugmentationConfig] = Field(default_factory=lambda: [AugmentationConfig(name="horizontal_flip")])
+    """What training samples go through, in this order, before they are resized."""
+    num_workers: Annotated[int, Field(ge=0)] = 4
+    """Loader processes for each training process. The samples do not depend on it."""
+    aspect_ratio_grouping: bool = True
+    """Whether batches hold only wide or only tall images, which saves padding."""
+
+
+class EmaConfig(Section):
+    decay: Annotated[float, Field(gt=0, lt=1)] = 0.999
+    """Share of the average that each step keeps; less in the first steps."""
+
+
+class TrainConfig(Section):
+    batch_size: PositiveInt = 16
+    """Images of one optimizer step, over all processes and accumulation steps."""
+    epochs: PositiveInt = 12
+    accumulate: PositiveInt = 1
+    """Forward and backward passes for each optimizer step; the batch is split among them."""
+    precision: Literal["float32", "bf16", "fp16"] = "float32"
+    """Type of the forward pass under autocast; the weights stay float32."""
+    channels_last: bool = False
+    clip_grad_norm: PositiveFloat | None = None
+    ema: EmaConfig | None = None
+    """An exponential moving average of the weights, which is then what is evaluated and used."""
+    log_steps: PositiveInt = 20
+    checkpoint_steps: PositiveInt | None = None
+    """Save every so many steps, besides at the end of each epoch."""
+
+
+class OptimizerConfig(Section):
+    name: Literal["sgd", "adamw"] = "sgd"
+    lr: PositiveFloat = 0.02
+    base_batch_size: PositiveInt | None = None
+    """The batch size `lr` is meant for: lr is multiplied by train.batch_size / base_batch_size. Left out: lr as it is."""
+    momentum: Fraction = 0.9
+    """Of sgd."""
+    weight_decay: Annotated[float, Field(ge=0)] = 1e-4
+    norm_weight_decay: Annotated[float, Field(ge=0)] | None = None
+    """Of normalisation layers' scale and shift. Left out: as weight_decay."""
+
+
+class ScheduleConfig(Section):
+    name: Literal["multistep", "cosine"] = "multistep"
+    milestones: list[PositiveFloat] = Field(default_factory=lambda: [2 / 3, 11 / 12])
+    """When multistep multiplies the learning rate by gamma: fractions of the whole run up to 1, or epochs above 1."""
+    gamma: PositiveFloat = 0.1
+    warmup_steps: Annotated[int, Field(ge=0)] = 500
+    """Steps over which the learning rate rises linearly from warmup_factor of itself; at most a fifth of the run."""
+    warmup_factor: Fraction = 0.001
+
+
+class EvalConfig(Section):
+    every_epochs: PositiveInt = 1
+    """The last epoch is always evaluated."""
+    batch_size: PositiveInt = 1
+    """Images of one forward pass in one process."""
+    backend: Literal["hotcoco", "pycocotools"] = "hotcoco"
+    pictures: Annotated[int, Field(ge=0)] = 16
+    """Validation images drawn with their truth and predictions, once training has ended."""
+    picture_score: Fraction = 0.5
+    """Predictions below this score are not drawn."""
+
+
+class Config(Section):
+    """A whole run."""
+
+    model: ModelConfig = ModelConfig()
+    data: DataConfig
+    train: TrainConfig = TrainConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    schedule: ScheduleConfig = ScheduleConfig()
+    eval: EvalConfig = EvalConfig()
+    seed: Annotated[int, Field(ge=0)] = 0
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """auto is a GPU where there is one."""
+    output_dir: str = "runs/default"
+
+    @model_validator(mode="after")
+    def _check(self) -> "Config":
+        if self.train.batch_size % self.train.accumulate:
+            raise ValueError(
+                f"train.batch_size {self.train.batch_size} cannot be split into train.accumulate {self.train.accumulate} parts"
+            )
+        return self

@@ -1,0 +1,204 @@
+"""From a YAML file and `key=value` overrides to a checked Config, every mistake named with its key and line."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from backbones.errors import UserError, did_you_mean
+from engine.config import Choice, Config
+
+Key = tuple[str | int, ...]
+
+
+class _Loader(yaml.SafeLoader):
+    """SafeLoader that reads 1e-3 as a number, as YAML 1.2 does; YAML 1.1, and so PyYAML, reads a string."""
+
+
+_Loader.add_implicit_resolver(  # type: ignore[no-untyped-call]
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)$"),
+    list("-+0123456789."),
+)
+
+
+@dataclass
+class _Source:
+    """Where each key of a config comes from: the file and its line, or an override."""
+
+    path: str
+    places: dict[Key, str] = field(default_factory=dict)
+
+    def place(self, key: Key) -> str:
+        while key and key not in self.places:
+            key = key[:-1]
+        return self.places.get(key, self.path)
+
+
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
+    """Read a config file, apply overrides such as `train.epochs=3`, and check it whole.
+
+    Raises:
+        UserError: the file is missing or is no YAML, or keys are unknown, doubled, missing or of a wrong type; all are named.
+    """
+    path = Path(path)
+    if not path.is_file():
+        known = sorted(str(p) for p in (path.parent if path.parent.is_dir() else Path("configs")).glob("*.yaml"))
+        raise UserError(f"There is no config at {path}.{did_you_mean(str(path), known)}")
+    source = _Source(str(path))
+    content = _parse(path.read_text(encoding="utf-8"), source)
+    for override in overrides:
+        _apply(content, override, source)
+    return check_config(content, source)
+
+
+def check_config(content: dict[str, Any], source: _Source | None = None) -> Config:
+    """A Config from plain values, such as those in a checkpoint.
+
+    Raises:
+        UserError: as `load_config`.
+    """
+    source = source or _Source("the config")
+    try:
+        return Config.model_validate(content)
+    except ValidationError as error:
+        problems = _describe(error, content, source)
+        heading = f"{source.path} has {len(problems)} problems:\n  " if len(problems) > 1 else ""
+        raise UserError(heading + "\n  ".join(problems)) from None
+
+
+def apply_overrides(content: dict[str, Any], overrides: Sequence[str], *, origin: str) -> Config:
+    """A Config from plain values (`origin` says whose) and `key=value` overrides.
+
+    Raises:
+        UserError: as `load_config`.
+    """
+    source = _Source(origin)
+    for override in overrides:
+        _apply(content, override, source)
+    return check_config(content, source)
+
+
+def dump_config(config: Config) -> str:
+    """The whole config as YAML, defaults included."""
+    return yaml.safe_dump(config.model_dump(), sort_keys=False, default_flow_style=None, width=120)
+
+
+def _parse(text: str, source: _Source) -> dict[str, Any]:
+    loader = _Loader(text)
+    try:
+        root = loader.get_single_node()
+        content = {} if root is None else _construct(loader, root, (), source)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f", line {mark.line + 1}" if mark else ""
+        raise UserError(f"{source.path}{where}: this is no YAML: {getattr(error, 'problem', None) or error}") from None
+    finally:
+        loader.dispose()  # type: ignore[no-untyped-call]
+    if not isinstance(content, dict):
+        raise UserError(f"{source.path} must hold keys and values (`model: ...`), not a {type(content).__name__}.")
+    return content
+
+
+def _construct(loader: _Loader, node: yaml.Node, key: Key, source: _Source) -> Any:
+    source.places[key] = f"{source.path}, line {node.start_mark.line + 1}"
+    if isinstance(node, yaml.SequenceNode):
+        return [_construct(loader, child, (*key, i), source) for i, child in enumerate(node.value)]
+    if not isinstance(node, yaml.MappingNode):
+        return loader.construct_object(node)  # type: ignore[no-untyped-call]
+    mapping: dict[str, Any] = {}
+    for key_node, value_node in node.value:
+        name = str(loader.construct_object(key_node, deep=True))  # type: ignore[no-untyped-call]
+        if name in mapping:
+            line = key_node.start_mark.line + 1
+            raise UserError(f"{source.path}, line {line}: the key {_dotted((*key, name))} stands twice. Keep one.")
+        mapping[name] = _construct(loader, value_node, (*key, name), source)
+        source.places[(*key, name)] = f"{source.path}, line {key_node.start_mark.line + 1}"
+    return mapping
+
+
+def _apply(content: dict[str, Any], override: str, source: _Source) -> None:
+    dotted, equals, text = override.partition("=")
+    if not equals or not dotted:
+        raise UserError(f"{override!r} is no override. Write key=value, such as train.epochs=3 or data.min_size=240.")
+    try:
+        value = yaml.load(text, Loader=_Loader)
+    except yaml.YAMLError:
+        raise UserError(f"The value in the override {override!r} is no YAML. Put it in quotes.") from None
+    here: Any = content
+    *parents, last = dotted.split(".")
+    for i, name in enumerate(parents):
+        if isinstance(here, list):
+            here = here[_list_index(here, name, override)]
+            continue
+        if not isinstance(here.get(name), dict | list):
+            here[name] = {}  # a section left to its defaults, or a name such as `shapes` replaced by paths
+        here = here[name]
+        if not isinstance(here, dict | list):
+            raise UserError(f"The override {override!r}: {'.'.join(parents[: i + 1])} has no keys.")
+    if isinstance(here, list):
+        here[_list_index(here, last, override)] = value
+    else:
+        here[last] = value
+    source.places[tuple(int(p) if p.isdigit() else p for p in dotted.split("."))] = f"the override {override!r}"
+
+
+def _list_index(values: list[Any], name: str, override: str) -> int:
+    if not name.isdigit() or int(name) >= len(values):
+        raise UserError(f"The override {override!r}: {name!r} is no place in a list of {len(values)} entries.")
+    return int(name)
+
+
+def _describe(error: ValidationError, content: dict[str, Any], source: _Source) -> list[str]:
+    problems: dict[Key, list[str]] = {}
+    for item in error.errors():
+        key = _within(content, item["loc"], keep_missing=item["type"] == "missing")
+        if item["type"] == "extra_forbidden":
+            name = str(item["loc"][-1])
+            key = (*_within(content, item["loc"][:-1]), name)
+            message = f"unknown key.{did_you_mean(name, _known_keys(Config, item['loc'][:-1]))}"
+        elif item["type"] == "missing":
+            message = "this key is required"
+        elif item["type"] == "value_error":
+            message = str(item["ctx"]["error"])
+        else:
+            message = f"{item['msg']}, not {item['input']!r}"
+        known = problems.setdefault(key, [])
+        if message not in known:
+            known.append(message)
+    return [f"{source.place(key)}: {_dotted(key)}{': ' if key else ''}{'; or '.join(m)}" for key, m in problems.items()]
+
+
+def _within(content: Any, location: Sequence[str | int], *, keep_missing: bool = False) -> Key:
+    """The part of pydantic's location that is a key of the config: it also names the members of unions."""
+    key: list[str | int] = []
+    for i, name in enumerate(location):
+        inside = (isinstance(content, dict) and name in content) or (
+            isinstance(content, list) and isinstance(name, int) and name < len(content)
+        )
+        if inside:
+            content = content[name]
+            key.append(name)
+        elif keep_missing and i == len(location) - 1:
+            key.append(name)
+    return tuple(key)
+
+
+def _known_keys(model: type[BaseModel], location: Sequence[str | int]) -> list[str]:
+    """The keys of the section at a location, for the suggestion of the nearest one."""
+    for name in location:
+        annotation = model.model_fields[str(name)].annotation if str(name) in model.model_fields else None
+        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+            model = annotation
+        elif annotation is not None:
+            nested = [a for a in getattr(annotation, "__args__", ()) if isinstance(a, type) and issubclass(a, BaseModel)]
+            model = nested[0] if nested else model
+    return [] if issubclass(model, Choice) else list(model.model_fields)
+
+
+def _dotted(key: Key) -> str:
+    return ".".join(str(name) for name in key)

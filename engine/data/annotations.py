@@ -1,0 +1,193 @@
+"""A COCO annotation file, checked and turned into columns."""
+
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from backbones.errors import UserError
+from engine.data.masks import to_rle
+
+
+@dataclass(frozen=True, slots=True)
+class Category:
+    """A class as the annotation file names it. Its label is its place among the categories sorted by id, from 1."""
+
+    id: int
+    name: str
+
+
+@dataclass(frozen=True)
+class Annotations:
+    """Images and instances of a COCO file. Rows of image i are `offsets[i]:offsets[i + 1]`."""
+
+    path: Path
+    categories: list[Category]
+    image_ids: np.ndarray  # (I,) int64, in the file's order
+    file_names: list[str]
+    heights: np.ndarray  # (I,) int64, pixels
+    widths: np.ndarray
+    offsets: np.ndarray  # (I + 1,) int64
+    boxes: np.ndarray  # (N, 4) float32, xyxy pixels, within the image
+    labels: np.ndarray  # (N,) int64, from 1
+    areas: np.ndarray  # (N,) float32, pixels
+    iscrowd: np.ndarray  # (N,) int64
+    annotation_ids: np.ndarray  # (N,) int64
+    segmentations: list[Any]  # (N,), as in the file
+    num_dropped: int  # annotations left out because their box has no width or height within the image
+
+    def __len__(self) -> int:
+        return len(self.image_ids)
+
+    @property
+    def class_names(self) -> list[str]:
+        """Names by label; label 0 is the background."""
+        return ["background", *(category.name for category in self.categories)]
+
+    @property
+    def has_masks(self) -> bool:
+        """Whether any object has a segmentation."""
+        return any(bool(segmentation) for segmentation in self.segmentations)
+
+
+def read_coco_json(path: str | Path) -> dict[str, Any]:
+    """The content of a COCO annotation file, with its lists and their entries' fields seen to be there.
+
+    Raises:
+        UserError: the file is missing, is no JSON, or lacks a list or a field; the message names the entry.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"There is no annotation file at {path}.")
+    try:
+        content = json.loads(path.read_bytes())
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path}, line {error.lineno}, column {error.colno}: this is no JSON ({error.msg}).") from None
+    except UnicodeDecodeError:
+        raise UserError(f"{path} is no JSON: it is not text.") from None
+    required: dict[str, tuple[str, ...]] = {
+        "images": ("id", "file_name", "height", "width"),
+        "annotations": ("id", "image_id", "category_id", "bbox"),
+        "categories": ("id", "name"),
+    }
+    for name, fields in required.items():
+        entries = content.get(name) if isinstance(content, dict) else None
+        if not isinstance(entries, list):
+            raise UserError(f"{path} has no list {name!r}: a COCO instances file has images, annotations and categories.")
+        for i, entry in enumerate(entries):
+            if not isinstance(entry, dict):
+                raise UserError(f"{path}: {name}[{i}] is no object with fields but {entry!r:.60}.")
+            for field in fields:
+                if field not in entry:
+                    which = f"id {entry['id']}" if "id" in entry else f"number {i}"
+                    raise UserError(f"{path}: {name}[{i}] ({which}) has no {field!r}.")
+            for field in (f for f in fields if f.endswith("id") or f in ("height", "width")):
+                if not isinstance(entry[field], int) or isinstance(entry[field], bool):
+                    raise UserError(f"{path}: {name}[{i}] has {field} {entry[field]!r}, which is no whole number.")
+    for name in required:
+        ids = [entry["id"] for entry in content[name]]
+        if len(set(ids)) < len(ids):
+            doubled = next(value for value in ids if ids.count(value) > 1)
+            raise UserError(f"{path}: two of {name} have the id {doubled}. Ids must be unique.")
+    if not content["images"]:
+        raise UserError(f"{path} lists no images.")
+    if not content["categories"]:
+        raise UserError(f"{path} lists no categories: there is nothing to detect.")
+    return content
+
+
+def load_annotations(path: str | Path) -> Annotations:
+    """Read and check a COCO annotation file.
+
+    Boxes are clipped to their image; those left without width or height are dropped, and counted. A missing `iscrowd` is 0, a
+    missing `area` that of the mask, or of the box where there is none.
+
+    Raises:
+        UserError: as `read_coco_json`; also ids that name nothing, and boxes and masks that are malformed.
+    """
+    content = read_coco_json(path)
+    categories = [Category(c["id"], str(c["name"])) for c in sorted(content["categories"], key=lambda c: c["id"])]
+    label_of = {category.id: label for label, category in enumerate(categories, start=1)}
+    images = content["images"]
+    place_of = {image["id"]: place for place, image in enumerate(images)}
+    for image in images:
+        if image["height"] < 1 or image["width"] < 1:
+            raise UserError(f"{path}: image {image['id']} is {image['width']} x {image['height']} pixels.")
+
+    rows: list[list[tuple[Any, ...]]] = [[] for _ in images]
+    num_dropped = 0
+    for annotation in content["annotations"]:
+        where = f"{path}: annotation {annotation['id']}"
+        if annotation["image_id"] not in place_of:
+            raise UserError(f"{where} is of image {annotation['image_id']}, which `images` does not list.")
+        if annotation["category_id"] not in label_of:
+            raise UserError(f"{where} is of category {annotation['category_id']}, which `categories` does not list.")
+        place = place_of[annotation["image_id"]]
+        height, width = images[place]["height"], images[place]["width"]
+        x, y, w, h = _check_box(annotation["bbox"], where)
+        box = (max(x, 0.0), max(y, 0.0), min(x + w, width), min(y + h, height))
+        if box[2] <= box[0] or box[3] <= box[1]:
+            num_dropped += 1
+            continue
+        segmentation = annotation.get("segmentation") or []
+        _check_segmentation(segmentation, where)
+        label, crowd = label_of[annotation["category_id"]], int(bool(annotation.get("iscrowd", 0)))
+        area = object_area(annotation, height, width, where)
+        rows[place].append((box, label, area, crowd, annotation["id"], segmentation))
+
+    flat = [row for image_rows in rows for row in image_rows]
+    return Annotations(
+        path=Path(path),
+        categories=categories,
+        image_ids=np.array([image["id"] for image in images], np.int64),
+        file_names=[str(image["file_name"]) for image in images],
+        heights=np.array([image["height"] for image in images], np.int64),
+        widths=np.array([image["width"] for image in images], np.int64),
+        offsets=np.cumsum([0, *(len(image_rows) for image_rows in rows)], dtype=np.int64),
+        boxes=np.array([row[0] for row in flat], np.float32).reshape(-1, 4),
+        labels=np.array([row[1] for row in flat], np.int64),
+        areas=np.array([row[2] for row in flat], np.float32),
+        iscrowd=np.array([row[3] for row in flat], np.int64),
+        annotation_ids=np.array([row[4] for row in flat], np.int64),
+        segmentations=[row[5] for row in flat],
+        num_dropped=num_dropped,
+    )
+
+
+def object_area(annotation: dict[str, Any], height: int, width: int, where: str) -> float:
+    """An annotation's area in pixels: as stated, or the mask's, or the box's.
+
+    Raises:
+        UserError: the area stated is no number, or the mask is malformed; `where` names the annotation.
+    """
+    if annotation.get("area") is not None:
+        if not isinstance(annotation["area"], int | float):
+            raise UserError(f"{where} has area {annotation['area']!r}, which is no number.")
+        return float(annotation["area"])
+    if annotation.get("segmentation"):
+        from pycocotools import mask as mask_api
+
+        try:
+            rle = to_rle(annotation["segmentation"], height, width)
+        except (ValueError, TypeError) as error:
+            raise UserError(f"{where}: {error}.") from None
+        if rle is not None:
+            return float(mask_api.area(rle))
+    return float(annotation["bbox"][2] * annotation["bbox"][3])
+
+
+def _check_box(box: Any, where: str) -> tuple[float, float, float, float]:
+    numbers = isinstance(box, list) and len(box) == 4 and all(isinstance(v, int | float) for v in box)
+    if not numbers or not all(math.isfinite(v) for v in box):
+        raise UserError(f"{where} has bbox {box!r:.80}: it must be [x, y, width, height] in pixels.")
+    return float(box[0]), float(box[1]), float(box[2]), float(box[3])
+
+
+def _check_segmentation(segmentation: Any, where: str) -> None:
+    if isinstance(segmentation, dict) and not {"counts", "size"} <= segmentation.keys():
+        raise UserError(f"{where} has a segmentation with {sorted(segmentation)}: RLE needs `counts` and `size`.")
+    if not isinstance(segmentation, dict | list):
+        raise UserError(f"{where} has segmentation {segmentation!r:.60}: it must be polygons or RLE.")

@@ -1,0 +1,132 @@
+"""A data set in COCO's format: index -> (image, target), augmented by choices that depend on (seed, epoch, index) alone."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from backbones.errors import UserError
+from engine.data.annotations import Annotations
+from engine.data.masks import decode_segmentation
+from engine.data.pipeline import Augmentation
+
+Sample = tuple[Tensor, dict[str, Any]]
+
+
+class CocoDataset(Dataset[Sample]):
+    """Images and their instances.
+
+    `dataset[index]` is the sample of epoch 0, `dataset[epoch, index]` that of another epoch: image uint8 (3, H, W), and torchvision's
+    target: boxes (N, 4) float32 xyxy pixels, labels (N,) int64 from 1, image_id, area (N,), iscrowd (N,), masks (N, H, W) uint8 if
+    asked for; and `seed`, from which the heads draw what they sample in this image.
+
+    Args:
+        images: the folder the file names are in.
+        annotations: what to read from it.
+        augmentation: applied to each sample; None gives the image as it is.
+        with_masks: whether targets carry masks.
+        seed: of the random choices.
+    """
+
+    def __init__(
+        self,
+        images: Path,
+        annotations: Annotations,
+        *,
+        augmentation: Augmentation | None = None,
+        with_masks: bool = False,
+        seed: int = 0,
+    ) -> None:
+        self.images = images
+        self.annotations = annotations
+        self.augmentation = augmentation
+        self.with_masks = with_masks
+        self.seed = seed
+
+    def __len__(self) -> int:
+        return len(self.annotations)
+
+    def __getitem__(self, key: int | tuple[int, int]) -> Sample:
+        epoch, index = key if isinstance(key, tuple) else (0, key)
+        seed = sample_seed(self.seed, epoch, index)
+        image = self.read_image(index)
+        instances = self.instances(index)
+        if self.augmentation is not None:
+            image, instances = self.augmentation(image, instances, seed=seed)
+        target: dict[str, Any] = {
+            key: torch.from_numpy(np.ascontiguousarray(column)) for key, column in instances.items() if key != "rows"
+        }
+        target["image_id"] = torch.tensor(self.annotations.image_ids[index])
+        target["seed"] = seed
+        return torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1))), target
+
+    def read_image(self, index: int) -> np.ndarray:
+        """Image `index` as (H, W, 3) uint8 RGB.
+
+        Raises:
+            UserError: the file is missing, truncated, not an image, or not of the size the annotations state.
+        """
+        path = self.images / self.annotations.file_names[index]
+        image = read_image(path)
+        stated = (int(self.annotations.heights[index]), int(self.annotations.widths[index]))
+        if image.shape[:2] != stated:
+            height, width = image.shape[:2]
+            raise UserError(
+                f"{path} is {width} x {height} pixels, but {self.annotations.path} says {stated[1]} x {stated[0]} "
+                f"(image {self.annotations.image_ids[index]}). Its boxes would be misplaced: put one of them right."
+            )
+        return image
+
+    def instances(self, index: int) -> dict[str, np.ndarray]:
+        """The columns of image `index`: boxes, labels, area, iscrowd, and masks if asked for (objects without a mask left out).
+
+        Raises:
+            UserError: a mask is malformed; the message names the annotation.
+        """
+        table = self.annotations
+        rows = np.arange(table.offsets[index], table.offsets[index + 1])
+        masks = None
+        if self.with_masks:
+            decoded = [self._mask(index, row) for row in rows]
+            rows = np.array([row for row, mask in zip(rows, decoded, strict=True) if mask.any()], np.int64)
+            height, width = int(table.heights[index]), int(table.widths[index])
+            masks = np.array([mask for mask in decoded if mask.any()], np.uint8).reshape(-1, height, width)
+        columns = {
+            "boxes": table.boxes[rows],
+            "labels": table.labels[rows],
+            "area": table.areas[rows],
+            "iscrowd": table.iscrowd[rows],
+        }
+        return columns if masks is None else {**columns, "masks": masks}
+
+    def _mask(self, index: int, row: int) -> np.ndarray:
+        table = self.annotations
+        try:
+            return decode_segmentation(table.segmentations[row], int(table.heights[index]), int(table.widths[index]))
+        except (ValueError, TypeError) as error:
+            raise UserError(f"{table.path}: annotation {table.annotation_ids[row]}: {error}.") from None
+
+
+def read_image(path: Path) -> np.ndarray:
+    """An image file as (H, W, 3) uint8 RGB, as its pixels are stored (EXIF rotation is not applied, as in COCO's tools).
+
+    Raises:
+        UserError: the file is missing, truncated, or not an image.
+    """
+    try:
+        with Image.open(path) as image:
+            return np.asarray(image.convert("RGB"))
+    except FileNotFoundError:
+        raise UserError(f"There is no image file {path}.") from None
+    except (OSError, SyntaxError, ValueError) as error:  # Pillow's errors for broken files
+        raise UserError(f"The image {path} cannot be read: {error}. Replace it, or take it out of the annotations.") from None
+
+
+def sample_seed(seed: int, epoch: int, index: int) -> int:
+    """A 63-bit number for one sample of one epoch, unlike that of any other."""
+    high, low = np.random.SeedSequence([seed, epoch, index]).generate_state(2, np.uint32)
+    return (int(high) << 31) ^ int(low)

@@ -1,0 +1,86 @@
+"""The augmentation of one sample: image and instances in, the same out, still aligned, at the training size."""
+
+import os
+import random
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+# albumentations asks a server for its newest version on import, unless told not to.
+os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
+
+import albumentations as A
+import cv2
+
+from engine.data.resize import ResizeShorterSide
+
+cv2.setNumThreads(0)  # a loader has a process a core; threads within them only get in each other's way
+
+
+class Augmentation:
+    """Runs albumentations transforms on a sample, drawing from the sample's own seed.
+
+    Args:
+        transforms: applied in order.
+        min_sizes: shorter sides to draw from, pixels; None where the transforms bring images to size themselves.
+        max_size: bound on the longer side, pixels.
+    """
+
+    def __init__(self, transforms: Sequence[A.BasicTransform], *, min_sizes: Sequence[int] | None, max_size: int) -> None:
+        steps = list(transforms)
+        if min_sizes is not None:
+            steps.append(ResizeShorterSide(min_sizes, max_size))
+        # What is left of a box after a crop stays an object while it is a pixel wide and high.
+        boxes = A.BboxParams(
+            format="pascal_voc", label_fields=["rows"], clip=True, filter_invalid_bboxes=True, min_width=1, min_height=1
+        )
+        self._compose = A.Compose(steps, bbox_params=boxes)
+
+    def __call__(
+        self, image: np.ndarray, instances: dict[str, np.ndarray], *, seed: int
+    ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        """Augment one sample.
+
+        Args:
+            image: (H, W, 3) uint8.
+            instances: columns of N rows: `boxes` (N, 4) float32 xyxy pixels, any others (N, ...), `masks` (N, H, W) uint8 if any.
+            seed: all that the random choices depend on.
+
+        Returns:
+            The image (H', W', 3) and the columns of the rows that are still in it. `area` follows the scale of the box or mask.
+        """
+        # One generator for all transforms: set_random_seed would give each the same one, and so the same draws.
+        self._compose.set_random_state(np.random.default_rng(seed), random.Random(seed))
+        boxes = instances["boxes"]
+        fields: dict[str, Any] = {"image": image, "bboxes": boxes, "rows": np.arange(len(boxes))}
+        has_masks = "masks" in instances
+        if has_masks and len(boxes):
+            fields["masks"] = instances["masks"]
+        out = self._compose(**fields)
+
+        # Boxes that fell out are gone from `bboxes`, masks never are: the row numbers say whose box is left.
+        rows = np.asarray(out["rows"], dtype=np.int64)
+        new_boxes = np.asarray(out["bboxes"], dtype=np.float32).reshape(-1, 4)
+        height, width = out["image"].shape[:2]
+        if has_masks:
+            masks = np.asarray(out["masks"])[rows] if len(rows) else np.zeros((0, height, width), np.uint8)
+            visible = masks.any(axis=(1, 2))
+            rows, new_boxes, masks = rows[visible], new_boxes[visible], masks[visible]
+        columns = {key: value[rows] for key, value in instances.items() if key not in ("boxes", "masks")}
+        columns["boxes"] = new_boxes
+        if has_masks:
+            columns["masks"] = masks
+        if "area" in columns:
+            columns["area"] = self._areas(columns, boxes[rows])
+        return out["image"], columns
+
+    @staticmethod
+    def _areas(columns: dict[str, np.ndarray], boxes_before: np.ndarray) -> np.ndarray:
+        if "masks" in columns:
+            return columns["masks"].sum(axis=(1, 2), dtype=np.int64).astype(np.float32)
+        return columns["area"] * _box_areas(columns["boxes"]) / np.maximum(_box_areas(boxes_before), 1e-6)
+
+
+def _box_areas(boxes: np.ndarray) -> np.ndarray:
+    return (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])

@@ -1,0 +1,59 @@
+"""Resizing as albumentations transforms: torchvision's shorter-side rule, and large-scale jitter's."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import albumentations as A
+import cv2
+import numpy as np
+
+
+def resized_shape(height: int, width: int, *, min_size: int, max_size: int) -> tuple[int, int]:
+    """(height, width) whose shorter side is min_size, or less where the longer would pass max_size; torchvision's rule."""
+    scale = min(min_size / min(height, width), max_size / max(height, width))
+    return max(1, int(height * scale)), max(1, int(width * scale))
+
+
+class _Resize(A.DualTransform):
+    """Bilinear for images, nearest for masks. Boxes are relative to the image inside albumentations: nothing to do."""
+
+    def __init__(self) -> None:
+        super().__init__(p=1)
+
+    def apply(self, img: np.ndarray, shape: tuple[int, int], **params: Any) -> np.ndarray:
+        return cv2.resize(img, shape[::-1], interpolation=cv2.INTER_LINEAR)
+
+    def apply_to_mask(self, mask: np.ndarray, shape: tuple[int, int], **params: Any) -> np.ndarray:
+        return cv2.resize(mask, shape[::-1], interpolation=cv2.INTER_NEAREST)
+
+    def apply_to_bboxes(self, bboxes: np.ndarray, **params: Any) -> np.ndarray:
+        return bboxes
+
+
+class ResizeShorterSide(_Resize):
+    """Resize to a shorter side drawn from `min_sizes`, in pixels, the longer side kept within `max_size`."""
+
+    def __init__(self, min_sizes: Sequence[int], max_size: int) -> None:
+        super().__init__()
+        self.min_sizes = list(min_sizes)
+        self.max_size = max_size
+
+    def get_params_dependent_on_data(self, params: dict[str, Any], data: dict[str, Any]) -> dict[str, Any]:
+        height, width = params["shape"][:2]
+        min_size = self.py_random.choice(self.min_sizes)
+        return {"shape": resized_shape(height, width, min_size=min_size, max_size=self.max_size)}
+
+
+class ScaleJitter(_Resize):
+    """Resize to fit a square of `size` pixels times a factor drawn evenly from min_scale to max_scale."""
+
+    def __init__(self, size: int, min_scale: float, max_scale: float) -> None:
+        super().__init__()
+        self.size = size
+        self.min_scale = min_scale
+        self.max_scale = max_scale
+
+    def get_params_dependent_on_data(self, params: dict[str, Any], data: dict[str, Any]) -> dict[str, Any]:
+        height, width = params["shape"][:2]
+        scale = self.py_random.uniform(self.min_scale, self.max_scale) * self.size / max(height, width)
+        return {"shape": (max(1, round(height * scale)), max(1, round(width * scale)))}

@@ -1,0 +1,71 @@
+"""Pictures of a run: validation images with their truth and predictions, and a sheet of augmented training samples."""
+
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from pycocotools import mask as mask_api
+from torch import Tensor
+
+from engine.data.annotations import Category
+from engine.data.dataset import CocoDataset
+from engine.data.masks import decode_segmentation
+from engine.draw import contact_sheet, draw_instances, save_picture, side_by_side
+
+
+def draw_predictions(
+    dataset: CocoDataset, rows: list[dict[str, Any]], folder: Path, *, count: int, score_threshold: float
+) -> list[Path]:
+    """Draw `count` images, spread over the data set, with the truth on the left and COCO results rows on the right."""
+    of_image = defaultdict(list)
+    for row in rows:
+        of_image[row["image_id"]].append(row)
+    table = dataset.annotations
+    paths = []
+    for index in np.unique(np.linspace(0, len(dataset) - 1, num=min(count, len(dataset)), dtype=int)) if count else []:
+        image = dataset.read_image(index)
+        truth = {key: torch.from_numpy(column) for key, column in dataset.instances(index).items()}
+        if any(table.segmentations[table.offsets[index] : table.offsets[index + 1]]):
+            truth["masks"] = _truth_masks(dataset, int(index))
+        predicted = to_instances(of_image[int(table.image_ids[index])], table.categories)
+        names = table.class_names
+        left = draw_instances(image, truth, class_names=names)
+        right = draw_instances(image, predicted, class_names=names, score_threshold=score_threshold)
+        paths.append(folder / f"{Path(table.file_names[index]).stem}.png")
+        save_picture(side_by_side(left, right), paths[-1])
+    return paths
+
+
+def to_instances(rows: list[dict[str, Any]], categories: list[Category]) -> dict[str, Tensor]:
+    """COCO results rows of one image -> torchvision's dict: boxes (N, 4) xyxy pixels, labels, scores, masks (N, H, W) if any."""
+    label_of = {category.id: label for label, category in enumerate(categories, start=1)}
+    boxes = torch.tensor([row["bbox"] for row in rows], dtype=torch.float32).reshape(-1, 4)
+    boxes[:, 2:] += boxes[:, :2]
+    instances = {
+        "boxes": boxes,
+        "labels": torch.tensor([label_of[row["category_id"]] for row in rows], dtype=torch.int64),
+        "scores": torch.tensor([row["score"] for row in rows], dtype=torch.float32),
+    }
+    if rows and "segmentation" in rows[0]:
+        instances["masks"] = torch.from_numpy(np.stack([mask_api.decode(row["segmentation"]) for row in rows]))
+    return instances
+
+
+def draw_samples(dataset: CocoDataset, *, count: int, epoch: int = 0) -> np.ndarray:
+    """A contact sheet (H, W, 3) of samples as the network is given them, boxes and masks drawn in."""
+    pictures, captions = [], []
+    for index in np.unique(np.linspace(0, len(dataset) - 1, num=min(count, len(dataset)), dtype=int)):
+        image, target = dataset[epoch, int(index)]
+        pictures.append(draw_instances(image, target, class_names=dataset.annotations.class_names))
+        captions.append(f"{Path(dataset.annotations.file_names[index]).name}  {image.shape[2]} x {image.shape[1]}")
+    return contact_sheet(pictures, captions=captions)
+
+
+def _truth_masks(dataset: CocoDataset, index: int) -> Tensor:
+    table = dataset.annotations
+    height, width = int(table.heights[index]), int(table.widths[index])
+    rows = range(table.offsets[index], table.offsets[index + 1])
+    masks = [decode_segmentation(table.segmentations[row], height, width) for row in rows]
+    return torch.from_numpy(np.array(masks, np.uint8).reshape(-1, height, width))

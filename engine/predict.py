@@ -1,0 +1,96 @@
+"""Detection in image files that belong to no data set."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from backbones.errors import UserError
+from engine.checkpoint import load_checkpoint
+from engine.data.dataset import read_image
+from engine.distributed import start_world
+from engine.draw import draw_instances, save_picture
+from engine.progress import Reporter
+from engine.results import to_rows
+
+IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".ppm"}
+
+
+def find_images(inputs: Sequence[str]) -> list[Path]:
+    """The image files among files and folders, folders searched with what is below them, in order, none twice.
+
+    Raises:
+        UserError: a path that does not exist, or a folder without images.
+    """
+    found: list[Path] = []
+    for name in inputs:
+        path = Path(name)
+        if path.is_dir():
+            inside = sorted(p for p in path.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file())
+            if not inside:
+                raise UserError(f"The folder {path} has no images ({', '.join(sorted(IMAGE_SUFFIXES))}).")
+            found += inside
+        elif path.is_file():
+            found.append(path)
+        else:
+            raise UserError(f"There is no image or folder {path}.")
+    return list(dict.fromkeys(found))
+
+
+@torch.no_grad()
+def predict_images(
+    checkpoint: str, inputs: Sequence[str], *, output_dir: str, score_threshold: float = 0.5, device: str = "auto"
+) -> list[dict[str, Any]]:
+    """Find objects in images; write a picture each and `results.json` into `output_dir`.
+
+    `results.json` is in COCO's results format with the training data's category ids, each row with its `file_name`; images are
+    numbered from 1 in the order they are listed. Under torchrun the images are shared out over the processes.
+
+    Returns:
+        The rows on the main process, an empty list on the others.
+
+    Raises:
+        UserError: a path does not exist, an image cannot be read, or the checkpoint is not one.
+    """
+    paths = find_images(inputs)
+    loaded = load_checkpoint(checkpoint)
+    config = loaded.load_config()
+    names = ["background", *(category.name for category in loaded.categories)]
+    pictures = _picture_paths(paths, Path(output_dir))
+    with start_world(device) as world:
+        reporter = Reporter(world)
+        model = loaded.build_model(config).to(world.device)
+        rows: dict[int, list[dict[str, Any]]] = {}
+        with reporter.bar("predicting", len(paths)) as show:
+            for image_id in range(1 + world.rank, len(paths) + 1, world.size):
+                path = paths[image_id - 1]
+                image = read_image(path)
+                tensor = torch.from_numpy(image.copy()).permute(2, 0, 1)
+                prediction = {key: value.cpu() for key, value in model([tensor.to(world.device)])[0].items()}
+                rows[image_id] = [row | {"file_name": str(path)} for row in to_rows(image_id, prediction, loaded.categories)]
+                picture = draw_instances(image, prediction, class_names=names, score_threshold=score_threshold)
+                save_picture(picture, pictures[image_id - 1])
+                drawn = int((prediction["scores"] >= score_threshold).sum())
+                print(f"{path}: {drawn} objects -> {pictures[image_id - 1]}")
+                show(min(image_id, len(paths)))
+        merged = {image_id: found for shard in world.gather(rows) for image_id, found in shard.items()}
+        if not world.is_main:
+            return []
+        flat = [row for image_id in sorted(merged) for row in merged[image_id]]
+        results = Path(output_dir) / "results.json"
+        results.write_text(json.dumps(flat))
+        reporter.line(f"{len(flat)} detections of any score in {results}")
+        return flat
+
+
+def _picture_paths(paths: Sequence[Path], folder: Path) -> list[Path]:
+    """A picture's path for each image, named as the image; numbered where names meet."""
+    taken: set[str] = set()
+    pictures = []
+    for number, path in enumerate(paths, start=1):
+        name = path.stem if path.stem not in taken else f"{path.stem}_{number}"
+        taken.add(name)
+        pictures.append(folder / f"{name}.png")
+    return pictures

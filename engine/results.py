@@ -1,0 +1,77 @@
+"""A detector's predictions as rows of COCO's results format, and back from a results file."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from backbones.errors import UserError
+from engine.data.annotations import Category
+from engine.data.masks import encode_mask
+
+
+def to_rows(image_id: int, prediction: dict[str, Tensor], categories: Sequence[Category]) -> list[dict[str, Any]]:
+    """A prediction of torchvision's kind -> a row for each object, with the data set's own category ids.
+
+    Takes boxes (N, 4) xyxy pixels, labels (N,), scores (N,), and perhaps masks (N, 1, H, W) of probabilities, which are cut at 0.5.
+    """
+    boxes = prediction["boxes"].double().cpu()
+    boxes[:, 2:] -= boxes[:, :2]  # xyxy -> xywh
+    rows = [
+        {"image_id": image_id, "category_id": categories[label - 1].id, "bbox": box, "score": score}
+        for box, label, score in zip(boxes.tolist(), prediction["labels"].tolist(), prediction["scores"].tolist(), strict=True)
+    ]
+    if "masks" in prediction:
+        masks = (prediction["masks"][:, 0] > 0.5).byte().cpu().numpy()
+        for row, mask in zip(rows, masks, strict=True):
+            row["segmentation"] = encode_mask(mask)
+    return rows
+
+
+def rows_of_type(rows: Sequence[dict[str, Any]], iou_type: str) -> list[dict[str, Any]]:
+    """The rows as COCO's format has them for boxes or for masks: with only the one or the other."""
+    unwanted = {"bbox": "segmentation", "segm": "bbox"}[iou_type]
+    return [{key: value for key, value in row.items() if key != unwanted} for row in rows]
+
+
+def read_results(path: str | Path, *, iou_type: str) -> list[dict[str, Any]]:
+    """Read a COCO results file: a list of rows.
+
+    Raises:
+        UserError: it is missing, is no JSON, or a row lacks a field; the message names the row.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"There is no results file at {path}.")
+    try:
+        rows = json.loads(path.read_bytes())
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is no JSON: {error}.") from None
+    if not isinstance(rows, list):
+        raise UserError(f"{path} must hold a list of results, one for each detected object, not a {type(rows).__name__}.")
+    field = {"bbox": "bbox", "segm": "segmentation", "keypoints": "keypoints"}[iou_type]
+    for i, row in enumerate(rows):
+        for name in ("image_id", "category_id", "score", field):
+            if not isinstance(row, dict) or name not in row:
+                raise UserError(f"{path}: result {i} has no {name!r}, which is needed to score {iou_type}.")
+        if not isinstance(row["score"], int | float) or not np.isfinite(row["score"]):
+            raise UserError(f"{path}: result {i} has score {row['score']!r}, which is no number.")
+    return rows
+
+
+def check_results(rows: Sequence[dict[str, Any]], ground_truth: dict[str, Any], *, source: str) -> None:
+    """Check that results are of images and categories that the ground truth lists.
+
+    Raises:
+        UserError: one is not; the message names it.
+    """
+    images = {image["id"] for image in ground_truth["images"]}
+    categories = {category["id"] for category in ground_truth["categories"]}
+    for i, row in enumerate(rows):
+        if row["image_id"] not in images:
+            raise UserError(f"{source}: result {i} is of image {row['image_id']!r}, which the annotations do not list.")
+        if row["category_id"] not in categories:
+            raise UserError(f"{source}: result {i} is of category {row['category_id']!r}, which the annotations do not list.")

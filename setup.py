@@ -1,0 +1,41 @@
+"""Packaging. Settings of the tools are in pyproject.toml."""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+setup(
+    name="vertebra",
+    version="0.1.0",
+    description="Backbones with feature pyramids for torchvision's detectors, and the trainer and COCO scorer to go with them",
+    long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.10",
+    packages=find_packages(include=["backbones*", "heads*", "engine*"]),
+    install_requires=[
+        "torch>=2.7",
+        "torchvision>=0.22",
+        "timm>=1.0",
+        "pycocotools>=2.0.8",
+        "albumentations==2.0.8",
+        "hotcoco>=1.3",
+        "numpy>=1.26",
+        "opencv-python-headless>=4.9",
+        "pillow>=10.1",
+        "pydantic>=2.11",
+        "pyyaml>=6.0",
+        "rich>=13.7",
+        "safetensors>=0.4.5",
+        "tensorboard>=2.16",
+    ],
+    extras_require={
+        "test": ["pytest>=8.2", "hypothesis>=6.100"],
+        "dev": ["pytest>=8.2", "hypothesis>=6.100", "ruff>=0.12", "mypy>=1.15", "types-PyYAML"],
+    },
+    classifiers=[
+        "Intended Audience :: Science/Research",
+        "Programming Language :: Python :: 3 :: Only",
+        "Topic :: Scientific/Engineering :: Image Recognition",
+    ],
+)

@@ -1,0 +1,291 @@
+"""backbones/weights.py: files and published weights go in whole, or a message says why not; no file runs code."""
+
+import pickle
+import re
+from pathlib import Path
+from urllib.error import URLError
+
+import pytest
+import torch
+import torchvision
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
+from torch import nn
+from torchvision.ops import FrozenBatchNorm2d
+
+from backbones import UserError, build_backbone, load_backbone_weights
+from backbones.weights import read_state_dict
+
+
+@pytest.fixture
+def stem():
+    """The smallest backbone there is: the stem and first stage of a ResNet-18."""
+    return build_backbone("resnet18", out_features=["c2"])
+
+
+@pytest.fixture
+def state_dict(stem, randomize):
+    """Other weights for it."""
+    return {
+        key: value.clone() for key, value in randomize(build_backbone("resnet18", out_features=["c2"])).state_dict().items()
+    }
+
+
+def save(content, path):
+    if path.suffix == ".safetensors":
+        save_file(content, path)
+    else:
+        torch.save(content, path)
+    return path
+
+
+def assert_holds(model, state_dict):
+    for key, value in model.state_dict().items():
+        assert torch.equal(value, state_dict[key].to(value.dtype)), key
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".pt", ".safetensors"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_files_load_into_a_float32_model(suffix, dtype, stem, state_dict, tmp_path):
+    content = {key: value.to(dtype) if value.is_floating_point() else value for key, value in state_dict.items()}
+    load_backbone_weights(stem, save(content, tmp_path / f"weights{suffix}"))
+    assert_holds(stem, content)
+    assert {parameter.dtype for parameter in stem.parameters()} == {torch.float32}
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda state_dict: {"model": state_dict, "epoch": 3},
+        lambda state_dict: {"state_dict": state_dict, "best": 0.5},
+        lambda state_dict: {f"module.{key}": value for key, value in state_dict.items()},
+        lambda state_dict: {"model": {f"module.{key}": value for key, value in state_dict.items()}},
+    ],
+    ids=["model", "state_dict", "module-prefix", "model-with-module-prefix"],
+)
+def test_wrappers_are_taken_off(wrap, stem, state_dict, tmp_path):
+    load_backbone_weights(stem, save(wrap(state_dict), tmp_path / "weights.pth"))
+    assert_holds(stem, state_dict)
+
+
+def test_module_prefix_is_taken_off_safetensors_too(stem, state_dict, tmp_path):
+    content = {f"module.{key}": value for key, value in state_dict.items()}
+    load_backbone_weights(stem, save(content, tmp_path / "weights.safetensors"))
+    assert_holds(stem, state_dict)
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_a_whole_classifier_loads_without_its_classifier(suffix, tmp_path, randomize):
+    classifier = randomize(torchvision.models.resnet18()).state_dict()
+    path = save(classifier, tmp_path / f"weights{suffix}")
+    for out_features in (None, ["c2"], ["c3"]):  # stages that are not built are left out, too
+        backbone = build_backbone("resnet18", out_features=out_features, norm="bn")
+        load_backbone_weights(backbone, path)
+        assert_holds(backbone, classifier)
+
+
+def test_batch_norm_counters_may_be_missing_or_left_over(stem, state_dict, tmp_path):
+    bare = {key: value for key, value in state_dict.items() if "num_batches_tracked" not in key}
+    load_backbone_weights(stem, save(bare, tmp_path / "bare.pth"))
+    assert_holds(stem, state_dict)
+    frozen = build_backbone("resnet18", out_features=["c2"], norm="frozen_bn")
+    load_backbone_weights(frozen, save(state_dict, tmp_path / "whole.pth"))
+    assert_holds(frozen, state_dict)
+
+
+def test_every_key_that_does_not_fit_is_named_and_nothing_is_loaded(stem, state_dict, tmp_path):
+    before = {key: value.clone() for key, value in stem.state_dict().items()}
+    state_dict["head.weight"] = state_dict.pop("layer1.0.conv1.weight")
+    state_dict["conv1.weight"] = torch.zeros(64, 4, 7, 7)
+    path = save(state_dict, tmp_path / "weights.pth")
+    with pytest.raises(UserError) as error:
+        load_backbone_weights(stem, path)
+    message = str(error.value)
+    assert str(path) in message
+    assert "missing layer1.0.conv1.weight;" in message
+    assert "not in the model head.weight;" in message
+    assert "conv1.weight is 64x4x7x7 in the file and 64x3x7x7 in the model" in message
+    assert_holds(stem, before)
+
+
+def test_weights_of_another_architecture_are_refused_in_a_few_lines(tmp_path):
+    with torch.device("meta"):
+        deeper = build_backbone("resnet34")
+    path = save(
+        {key: torch.zeros(value.shape) for key, value in deeper.state_dict().items()}, tmp_path / "resnet34.safetensors"
+    )
+    with pytest.raises(UserError, match=r"not in the model layer1\.2\.conv1\.weight.*and \d+ more") as error:
+        load_backbone_weights(build_backbone("resnet18"), path)
+    assert len(str(error.value)) < 1000
+
+
+def test_a_missing_file_is_named(stem, tmp_path):
+    path = tmp_path / "nowhere.pth"
+    with pytest.raises(UserError, match=re.escape(str(path))):
+        load_backbone_weights(stem, path)
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+@pytest.mark.parametrize("kept", [0.0, 0.001, 0.5, 0.999])
+def test_a_truncated_file_is_named(suffix, kept, stem, state_dict, tmp_path):
+    path = save(state_dict, tmp_path / f"weights{suffix}")
+    content = path.read_bytes()
+    path.write_bytes(content[: int(len(content) * kept)])
+    with pytest.raises(UserError, match=re.escape(str(path))):
+        load_backbone_weights(stem, path)
+
+
+@pytest.fixture(scope="module")
+def old_pickle(tmp_path_factory):
+    """A state dict in the format of PyTorch before 1.6, which most published files have."""
+    path = tmp_path_factory.mktemp("old") / "weights.pth"
+    torch.save({"conv1.weight": torch.ones(8), "bn1.bias": torch.ones(3)}, path, _use_new_zipfile_serialization=False)
+    return path
+
+
+def test_old_files_are_read(old_pickle):
+    assert {key: value.tolist() for key, value in read_state_dict(old_pickle).items()} == {
+        "conv1.weight": [1.0] * 8,
+        "bn1.bias": [1.0] * 3,
+    }
+
+
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_old_files_cut_short_anywhere_are_named(old_pickle, data, tmp_path):
+    content = old_pickle.read_bytes()
+    path = tmp_path / "cut.pth"
+    path.write_bytes(content[: data.draw(st.integers(0, len(content) - 1))])
+    with pytest.raises(UserError, match=re.escape(str(path))):
+        read_state_dict(path)
+
+
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(content=st.binary(max_size=200))
+def test_files_of_other_bytes_are_named(content, tmp_path):
+    path = tmp_path / "noise.pth"
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=re.escape(str(path))):
+        read_state_dict(path)
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+@pytest.mark.parametrize(
+    "text", ["<html>404: not found</html>\n", "version https://git-lfs.github.com/spec/v1\noid sha256:1\n"]
+)
+def test_a_text_file_is_named(suffix, text, stem, tmp_path):
+    path = tmp_path / f"weights{suffix}"
+    path.write_text(text)
+    with pytest.raises(UserError, match=re.escape(str(path))):
+        load_backbone_weights(stem, path)
+
+
+@pytest.mark.parametrize("content", [[torch.zeros(3)], {"epoch": 3}, torch.zeros(3), {0: torch.zeros(3)}, {}], ids=repr)
+def test_a_file_without_named_tensors_is_refused(content, stem, tmp_path):
+    path = save(content, tmp_path / "weights.pth")
+    with pytest.raises(UserError, match="holds no named tensors"):
+        load_backbone_weights(stem, path)
+
+
+class TouchesAFile:
+    """Unpickling one runs code."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return Path.touch, (self.path,)
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_code_in_a_file_is_refused_and_not_run(zipped, stem, state_dict, tmp_path):
+    trace = tmp_path / "trace"
+    pickle.loads(pickle.dumps(TouchesAFile(trace)))
+    assert trace.exists(), "the trap does not work"
+    trace.unlink()
+
+    path = tmp_path / "weights.pth"
+    torch.save(state_dict | {"trap": TouchesAFile(trace)}, path, _use_new_zipfile_serialization=zipped)
+    with pytest.raises(UserError, match=re.escape(f"{path} was not loaded") + ".*could run code"):
+        load_backbone_weights(stem, path)
+    assert not trace.exists()
+
+
+def test_a_weight_file_means_frozen_batch_norm_and_three_trained_stages(tmp_path, randomize):
+    classifier = randomize(torchvision.models.resnet18()).state_dict()
+    backbone = build_backbone("resnet18", weights=str(save(classifier, tmp_path / "weights.pth")))
+    assert_holds(backbone, classifier)
+    assert isinstance(backbone.bn1, FrozenBatchNorm2d)
+    trained = {name.split(".")[0] for name, parameter in backbone.named_parameters() if parameter.requires_grad}
+    assert trained == {"layer2", "layer3", "layer4"}
+
+
+def test_norm_and_trained_stages_given_win_over_those_of_a_weight_file(tmp_path, randomize):
+    path = save(randomize(torchvision.models.resnet18()).state_dict(), tmp_path / "weights.pth")
+    backbone = build_backbone("resnet18", weights=str(path), norm="bn", trainable_layers=5)
+    assert isinstance(backbone.bn1, nn.BatchNorm2d)
+    assert all(parameter.requires_grad for parameter in backbone.parameters())
+
+
+def replace_download(monkeypatch, download):
+    monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", download)
+
+
+@pytest.mark.parametrize("name", ["IMAGENET1K_V1", "DEFAULT"])
+def test_published_weights_are_torchvision_own_checked_against_their_hash(name, monkeypatch, randomize):
+    classifier = randomize(torchvision.models.resnet18()).state_dict()
+    asked = []
+
+    def download(url, **options):
+        asked.append((url, options["check_hash"], options["weights_only"]))
+        return classifier
+
+    replace_download(monkeypatch, download)
+    backbone = build_backbone("resnet18", weights=name)
+    assert asked == [(torchvision.models.ResNet18_Weights[name].url, True, True)]
+    assert_holds(backbone, classifier)
+
+
+@pytest.mark.parametrize(
+    "failure",
+    [
+        URLError("Name or service not known"),
+        TimeoutError("timed out"),
+        RuntimeError('invalid hash value (expected "f37072fd", got "0")'),
+        pickle.UnpicklingError("a proxy's error page lies in the cache"),
+    ],
+    ids=lambda failure: type(failure).__name__,
+)
+def test_a_failed_download_says_what_to_fetch_and_how_to_pass_it(failure, monkeypatch):
+    def download(url, **options):
+        raise failure
+
+    replace_download(monkeypatch, download)
+    url = torchvision.models.ResNet18_Weights.IMAGENET1K_V1.url
+    with pytest.raises(UserError, match=rf"IMAGENET1K_V1 of resnet18.*{re.escape(url)}.*weights=PATH") as error:
+        build_backbone("resnet18", weights="IMAGENET1K_V1")
+    assert str(failure) in str(error.value)
+
+
+@pytest.mark.parametrize(("name", "nearest"), [("IMAGENET1K_V2", "IMAGENET1K_V1"), ("imagenet1k_v1", "IMAGENET1K_V1")])
+def test_unknown_published_weights_suggest_the_nearest(name, nearest):
+    with pytest.raises(UserError, match=rf"no weights '{name}' for resnet18.*Did you mean '{nearest}'\?.*path of a \.pth"):
+        build_backbone("resnet18", weights=name)
+
+
+@pytest.mark.shared_data
+@pytest.mark.parametrize(
+    ("name", "file", "options"),
+    [
+        ("resnet18", "resnet18_imagenet_trunk.safetensors", {}),
+        ("resnet50", "resnet50_v1_imagenet.safetensors", {"stride_in_1x1": True}),
+    ],
+)
+def test_really_trained_weights_load_with_nothing_missed(name, file, options, shared):
+    path = shared / "weights" / file
+    content = {key: value for key, value in load_file(path).items() if not key.startswith("fc.")}
+    backbone = build_backbone(name, weights=str(path), norm="bn", **options)
+    assert set(content) == set(backbone.state_dict())
+    assert_holds(backbone, content)
+    assert torch.isfinite(backbone.eval()(torch.randn(1, 3, 64, 64))["c5"]).all()

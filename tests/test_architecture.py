@@ -1,0 +1,67 @@
+"""The shape of the house: which way imports go, what they need, and how large a file may be."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+# A package may import itself and those before it.
+PACKAGES = ["backbones", "heads", "engine", "tools"]
+SOURCES = [path for package in PACKAGES for path in sorted((ROOT / package).rglob("*.py"))]
+BACKBONES_NEED = {"backbones", "torch", "torchvision", "safetensors", "numpy", *sys.stdlib_module_names}
+OTHERS = ["timm", "transformers", "albumentations", "cv2", "pydantic", "yaml", "hotcoco", "pycocotools", "rich", "tensorboard"]
+
+
+def relative(path):
+    return str(path.relative_to(ROOT))
+
+
+def imports(tree, *, at_import_time_only=False):
+    """(line, top-level package) of each import statement; imports from the file's own package by dots are left out."""
+    nodes = [tree]
+    while nodes:
+        node = nodes.pop()
+        if isinstance(node, ast.Import):
+            yield from ((node.lineno, alias.name.split(".")[0]) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.level == 0:
+            yield node.lineno, node.module.split(".")[0]
+        inside = isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+        if not (inside and at_import_time_only):
+            nodes.extend(ast.iter_child_nodes(node))
+
+
+def test_imports_are_found_wherever_they_stand():
+    code = "import a.b\nfrom c.d import e\nif x:\n    import f\ndef g():\n    import h\nclass I:\n    def j(self):\n        import k\n"
+    tree = ast.parse(code)
+    assert sorted(name for _, name in imports(tree)) == ["a", "c", "f", "h", "k"]
+    assert sorted(name for _, name in imports(tree, at_import_time_only=True)) == ["a", "c", "f"]
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=relative)
+def test_arrows_go_from_tools_to_engine_to_heads_to_backbones(path):
+    package = path.relative_to(ROOT).parts[0]
+    above = set(PACKAGES[PACKAGES.index(package) + 1 :]) | {"tests", "benchmarks"}
+    against = [f"line {line}: {name}" for line, name in imports(ast.parse(path.read_text())) if name in above]
+    assert not against, f"{package} must not import {against}"
+
+
+@pytest.mark.parametrize("path", [path for path in SOURCES if path.is_relative_to(ROOT / "backbones")], ids=relative)
+def test_backbones_import_other_zoos_only_when_used(path):
+    found = imports(ast.parse(path.read_text()), at_import_time_only=True)
+    assert not [f"line {line}: {name}" for line, name in found if name not in BACKBONES_NEED]
+
+
+@pytest.mark.parametrize("package", ["backbones", "heads"])
+def test_package_imports_where_nothing_but_torch_and_torchvision_is_installed(package):
+    code = f"import sys; sys.modules.update(dict.fromkeys({OTHERS})); import {package}; {package}.__all__"
+    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=relative)
+def test_a_file_is_small_enough_to_hold_in_the_head(path):
+    limit = 80 if path.parent == ROOT / "tools" else 400
+    assert len(path.read_text().splitlines()) <= limit

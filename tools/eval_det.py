@@ -1,0 +1,45 @@
+"""Score a detector, or a results file that exists, with COCO's numbers.
+
+python tools/eval_det.py runs/quickstart/best.pt
+python tools/eval_det.py runs/frcnn_r50/best.pt data.val.images=IMAGES data.val.annotations=FILE
+python tools/eval_det.py configs/frcnn_r50.yaml --weights fasterrcnn_resnet50_fpn.pth
+python tools/eval_det.py --results RESULTS.json --annotations INSTANCES.json --type segm
+"""
+
+import argparse
+
+from engine.cli import run_tool
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("source", metavar="CONFIG_OR_CHECKPOINT", nargs="?", help="a YAML file, or a .pt of a training run")
+    parser.add_argument("overrides", metavar="key=value", nargs="*", help="settings in place of the config's")
+    parser.add_argument("--weights", metavar="PATH", help="weights of the whole detector; needed with a config")
+    parser.add_argument("-o", "--output", metavar="FOLDER", help="where the results and scores are written (default: nowhere)")
+    parser.add_argument("--results", metavar="FILE", help="score this COCO results file; no model is run")
+    parser.add_argument("--annotations", metavar="FILE", help="the ground truth for --results")
+    parser.add_argument("--type", choices=["bbox", "segm", "keypoints"], default="bbox", help="what --results holds")
+    parser.add_argument("--backend", choices=["hotcoco", "pycocotools"], help="the scorer (default: the config's, or hotcoco)")
+    args = parser.parse_intermixed_args()
+    if args.results and (args.source or args.weights):
+        parser.error("--results scores a file and runs no model: leave out CONFIG_OR_CHECKPOINT and --weights")
+    if args.results and not args.annotations:
+        parser.error("--results needs --annotations")
+    if not args.results and not args.source:
+        parser.error("give a config, a checkpoint, or --results and --annotations")
+    if args.annotations and not args.results:
+        parser.error("--annotations goes with --results; for a model set data.val.images=... data.val.annotations=...")
+
+    # Imported here, for torch takes seconds to load and --help needs none of it.
+    from engine.evaluate import evaluate_detector, evaluate_results
+
+    if args.results:
+        evaluate_results(args.results, args.annotations, iou_type=args.type, backend=args.backend or "hotcoco")
+    else:
+        overrides = [*args.overrides, *([f"eval.backend={args.backend}"] if args.backend else [])]
+        evaluate_detector(args.source, overrides, weights=args.weights, output_dir=args.output)
+
+
+if __name__ == "__main__":
+    run_tool(main)
