@@ -4,6 +4,7 @@ Lin et al., Feature Pyramid Networks for Object Detection, https://arxiv.org/abs
 P6 and P7: Lin et al., Focal Loss for Dense Object Detection, https://arxiv.org/abs/1708.02002
 """
 
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -38,6 +39,7 @@ class P6P7(nn.Module):
         self.p7 = nn.Conv2d(out_channels, out_channels, kernel_size=3, stride=2, padding=1)
         for convolution in (self.p6, self.p7):
             nn.init.kaiming_uniform_(convolution.weight, a=1)
+            assert convolution.bias is not None
             nn.init.zeros_(convolution.bias)
 
     def specs(self, coarsest: FeatureSpec) -> dict[str, FeatureSpec]:
@@ -51,7 +53,7 @@ class P6P7(nn.Module):
         return {"p6": p6, "p7": self.p7(F.relu(p6))}
 
 
-EXTRA_LEVELS: dict[str, Callable[[int, int], nn.Module]] = {
+EXTRA_LEVELS: dict[str, Callable[[int, int], PooledLevel | P6P7]] = {
     "pool": lambda c5_channels, out_channels: PooledLevel(),
     "p6p7": lambda c5_channels, out_channels: P6P7(c5_channels, out_channels),
     "p6p7_on_c5": lambda c5_channels, out_channels: P6P7(c5_channels, out_channels, on_c5=True),
@@ -88,7 +90,7 @@ class FeaturePyramid(nn.Module):
         if extra_level is not None and extra_level not in EXTRA_LEVELS:
             raise UserError(f"There is no extra_level {extra_level!r}.{did_you_mean(extra_level, EXTRA_LEVELS)}")
         specs = list(in_specs.items())
-        for (fine_name, fine), (coarse_name, coarse) in zip(specs, specs[1:], strict=False):
+        for (fine_name, fine), (coarse_name, coarse) in itertools.pairwise(specs):
             if coarse.stride != 2 * fine.stride:
                 raise UserError(
                     f"A feature pyramid needs strides that double: {fine_name} has stride {fine.stride}, the next map "

@@ -22,7 +22,11 @@ from heads import build_detector
 
 
 def build_model(config: Config, *, num_classes: int, load_weights: bool) -> nn.Module:
-    """The detector of a config. `num_classes` counts the background; `load_weights` says whether to load the backbone's weights.
+    """The detector of a config.
+
+    Args:
+        num_classes: number of classes, the background counted.
+        load_weights: whether to load the backbone's weights; a checkpoint brings its own.
 
     Raises:
         UserError: weights that cannot be had or do not fit.

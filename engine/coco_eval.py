@@ -23,7 +23,7 @@ _AREAS = {"s": "small", "m": "medium", "l": "large"}
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """The summary numbers of one kind of result, and the AP of each class; -1 where there is nothing to find, as in COCO's tools."""
+    """The summary numbers of one kind of result, and the AP of each class; -1 where there is nothing to find, as COCO has it."""
 
     iou_type: IouType
     stats: dict[str, float]
@@ -90,7 +90,9 @@ def _run_hotcoco(truth: dict[str, Any], results: Sequence[dict[str, Any]], iou_t
         evaluator.evaluate()
         evaluator.accumulate()
         evaluator.summary_lines()  # computes the stats
-    return evaluator.eval["precision"], evaluator.stats
+    accumulated = evaluator.eval
+    assert accumulated is not None
+    return accumulated["precision"], evaluator.stats
 
 
 def _run_pycocotools(truth: dict[str, Any], results: Sequence[dict[str, Any]], iou_type: IouType) -> tuple[np.ndarray, Any]:

@@ -7,10 +7,9 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter,
 from backbones.errors import UserError
 from backbones.fpn import PYRAMIDS
 from backbones.registry import BACKBONES, Registry
-from heads.registry import DETECTORS
-
 from engine.data.augmentations import AUGMENTATIONS
 from engine.data.sources import DATASETS
+from heads.registry import DETECTORS
 
 PositiveInt = Annotated[int, Field(ge=1)]
 PositiveFloat = Annotated[float, Field(gt=0)]

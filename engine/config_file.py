@@ -19,7 +19,7 @@ class _Loader(yaml.SafeLoader):
     """SafeLoader that reads 1e-3 as a number, as YAML 1.2 does; YAML 1.1, and so PyYAML, reads a string."""
 
 
-_Loader.add_implicit_resolver(  # type: ignore[no-untyped-call]
+_Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float",
     re.compile(r"^[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)$"),
     list("-+0123456789."),
@@ -98,7 +98,7 @@ def _parse(text: str, source: _Source) -> dict[str, Any]:
         where = f", line {mark.line + 1}" if mark else ""
         raise UserError(f"{source.path}{where}: this is no YAML: {getattr(error, 'problem', None) or error}") from None
     finally:
-        loader.dispose()  # type: ignore[no-untyped-call]
+        loader.dispose()
     if not isinstance(content, dict):
         raise UserError(f"{source.path} must hold keys and values (`model: ...`), not a {type(content).__name__}.")
     return content
@@ -109,10 +109,10 @@ def _construct(loader: _Loader, node: yaml.Node, key: Key, source: _Source) -> A
     if isinstance(node, yaml.SequenceNode):
         return [_construct(loader, child, (*key, i), source) for i, child in enumerate(node.value)]
     if not isinstance(node, yaml.MappingNode):
-        return loader.construct_object(node)  # type: ignore[no-untyped-call]
+        return loader.construct_object(node)
     mapping: dict[str, Any] = {}
     for key_node, value_node in node.value:
-        name = str(loader.construct_object(key_node, deep=True))  # type: ignore[no-untyped-call]
+        name = str(loader.construct_object(key_node, deep=True))
         if name in mapping:
             line = key_node.start_mark.line + 1
             raise UserError(f"{source.path}, line {line}: the key {_dotted((*key, name))} stands twice. Keep one.")

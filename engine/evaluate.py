@@ -40,7 +40,7 @@ def predict_dataset(
         on_image: called with (images done, images to do) of this process.
 
     Returns:
-        On the main process, COCO results rows in the data set's order, boxes and masks in the image's own pixels; None elsewhere.
+        On the main process, COCO results rows in the data set's order, in each image's own pixels; None on the others.
     """
     sampler = ShardSampler(len(dataset), batch_size=batch_size, rank=world.rank, world_size=world.size)
     loader = build_loader(dataset, sampler, num_workers=num_workers, device=world.device)
@@ -69,7 +69,8 @@ def score_predictions(
 ) -> list[Score]:
     """Score predictions, boxes and perhaps masks, and write results and scores into `output_dir`, if one is given.
 
-    Written: `bbox_results.json` and `segm_results.json`, COCO's results format; `scores.json`, the numbers and the AP of each class.
+    Written: `bbox_results.json` and `segm_results.json` in COCO's results format, and `scores.json`: the numbers, and the AP of
+    each class.
     """
     ground_truth = load_ground_truth(annotations)
     scores = []

@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from pycocotools import mask as mask_api
 from torch import Tensor
 
 from engine.data.annotations import Category
@@ -39,7 +38,7 @@ def draw_predictions(
 
 
 def to_instances(rows: list[dict[str, Any]], categories: list[Category]) -> dict[str, Tensor]:
-    """COCO results rows of one image -> torchvision's dict: boxes (N, 4) xyxy pixels, labels, scores, masks (N, H, W) if any."""
+    """COCO results rows of one image -> torchvision's dict: boxes (N, 4) xyxy pixels, labels, scores, perhaps masks (N, H, W)."""
     label_of = {category.id: label for label, category in enumerate(categories, start=1)}
     boxes = torch.tensor([row["bbox"] for row in rows], dtype=torch.float32).reshape(-1, 4)
     boxes[:, 2:] += boxes[:, :2]
@@ -49,7 +48,7 @@ def to_instances(rows: list[dict[str, Any]], categories: list[Category]) -> dict
         "scores": torch.tensor([row["score"] for row in rows], dtype=torch.float32),
     }
     if rows and "segmentation" in rows[0]:
-        instances["masks"] = torch.from_numpy(np.stack([mask_api.decode(row["segmentation"]) for row in rows]))
+        instances["masks"] = torch.from_numpy(np.stack([_decode(row["segmentation"]) for row in rows]))
     return instances
 
 
@@ -61,6 +60,10 @@ def draw_samples(dataset: CocoDataset, *, count: int, epoch: int = 0) -> np.ndar
         pictures.append(draw_instances(image, target, class_names=dataset.annotations.class_names))
         captions.append(f"{Path(dataset.annotations.file_names[index]).name}  {image.shape[2]} x {image.shape[1]}")
     return contact_sheet(pictures, captions=captions)
+
+
+def _decode(segmentation: dict[str, Any]) -> np.ndarray:
+    return decode_segmentation(segmentation, *segmentation["size"])
 
 
 def _truth_masks(dataset: CocoDataset, index: int) -> Tensor:

@@ -16,7 +16,7 @@ from engine.data.masks import encode_mask
 def to_rows(image_id: int, prediction: dict[str, Tensor], categories: Sequence[Category]) -> list[dict[str, Any]]:
     """A prediction of torchvision's kind -> a row for each object, with the data set's own category ids.
 
-    Takes boxes (N, 4) xyxy pixels, labels (N,), scores (N,), and perhaps masks (N, 1, H, W) of probabilities, which are cut at 0.5.
+    Takes boxes (N, 4) xyxy pixels, labels (N,), scores (N,), and perhaps masks (N, 1, H, W) of probabilities, cut at 0.5.
     """
     boxes = prediction["boxes"].double().cpu()
     boxes[:, 2:] -= boxes[:, :2]  # xyxy -> xywh

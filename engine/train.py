@@ -5,13 +5,12 @@ import time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
 
-from backbones.errors import UserError
+from backbones import Backbone, UserError
 from engine.amp import autocast
 from engine.build import (
     build_loader,
@@ -34,6 +33,7 @@ from engine.evaluate import predict_dataset, score_predictions
 from engine.pictures import draw_predictions
 from engine.progress import Reporter, Speed, clock, peak_memory_gb
 from engine.tracking import JsonlTracker, TensorBoardTracker, Tracker
+from heads.registry import predicts_masks
 
 
 def train(config: Config, *, resume: str | None = None) -> list[Score]:
@@ -123,9 +123,6 @@ class Run:
 
     def _build(self) -> tuple[CocoDataset, CocoDataset, nn.Module]:
         config, world = self.config, self.world
-        # The kind of head says whether masks are to be read; the data set says how many classes the head has.
-        from heads.registry import predicts_masks
-
         training_set = build_training_set(config, with_masks=predicts_masks(config.model.head.name), world=world)
         validation_set = build_validation_set(config, world=world)
         if training_set.annotations.categories != validation_set.annotations.categories:
@@ -139,7 +136,7 @@ class Run:
         if world.is_main:
             world.barrier()
         memory_format = torch.channels_last if config.train.channels_last else torch.contiguous_format
-        return training_set, validation_set, model.to(world.device, memory_format=memory_format)
+        return training_set, validation_set, model.to(world.device).to(memory_format=memory_format)
 
     def _train_step(self, batches: Any) -> tuple[dict[str, Tensor], list[int]]:
         """One optimizer step; gives the losses, averaged over its parts, and the ids of this process's images."""
@@ -181,8 +178,8 @@ class Run:
             return
         named = ", ".join(f"{name} {float(value):.3g}" for name, value in losses.items())
         raise UserError(
-            f"The loss is not finite at step {self.step + 1} ({named}), on images {image_ids}. Training has diverged: use a lower "
-            f"optimizer.lr (now {self.config.optimizer.lr}), a longer schedule.warmup_steps, or train.clip_grad_norm=10. "
+            f"The loss is not finite at step {self.step + 1} ({named}), on images {image_ids}. Training has diverged: use a "
+            f"lower optimizer.lr (now {self.config.optimizer.lr}), a longer schedule.warmup_steps, or train.clip_grad_norm=10. "
             f"The last checkpoint in {self.folder} is from before."
         )
 
@@ -200,8 +197,8 @@ class Run:
         epoch = 1 + (self.step - 1) // self.sampler.steps_per_epoch
         parts = "  ".join(f"{name.removeprefix('loss_')} {value:.3f}" for name, value in values.items())
         self.reporter.line(
-            f"epoch {epoch}/{self.config.train.epochs}  step {self.step}/{self.sampler.total_steps}  loss {loss:.3f} ({parts})  "
-            f"lr {lr:.2e}  {rate:.1f} img/s  ETA {clock(left)}  {memory:.1f} GB"
+            f"epoch {epoch}/{self.config.train.epochs}  step {self.step}/{self.sampler.total_steps}  loss {loss:.3f} ({parts})"
+            f"  lr {lr:.2e}  {rate:.1f} img/s  ETA {clock(left)}  {memory:.1f} GB"
         )
         record = {"epoch": epoch, "loss": loss, **values, "lr": lr, "images_per_second": rate, "memory_gb": memory}
         record["image_ids"] = [image_id for _, ids in gathered for image_id in ids]
@@ -240,8 +237,9 @@ class Run:
             seconds = time.perf_counter() - began
             self.reporter.line(f"epoch {epoch} on {len(self.validation_set)} validation images, in {clock(seconds)}:")
             self.reporter.scores(scores)
-            record = {score.iou_type: {**score.stats, "per_class": score.per_class} for score in scores}
-            self._track("eval", {"epoch": epoch, "seconds": round(seconds, 1), **record})
+            record: dict[str, Any] = {"epoch": epoch, "seconds": round(seconds, 1)}
+            record |= {score.iou_type: {**score.stats, "per_class": score.per_class} for score in scores}
+            self._track("eval", record)
             # Masks, where there are any, are what the model is for.
             if scores[-1].stats["AP"] > self.best:
                 self.best = scores[-1].stats["AP"]
@@ -315,8 +313,8 @@ class Run:
                 if before.get(key) != now[key]:
                     name = section if key == section else f"{section}.{key}"
                     raise UserError(
-                        f"{checkpoint.path} was trained with {name}={before.get(key)}, the config now says {now[key]}. Resume with "
-                        "the same, or start another run: output_dir=FOLDER."
+                        f"{checkpoint.path} was trained with {name}={before.get(key)}, the config now says {now[key]}. "
+                        "Resume with the same, or start another run: output_dir=FOLDER."
                     )
 
     def _open_folder(self) -> None:
@@ -342,7 +340,9 @@ class Run:
         )
         if table.num_dropped:
             line(f"left out: {table.num_dropped} training objects whose box has no width or height within its image")
-        for text in self.model.backbone.describe_stages():
+        backbone = self.model.backbone
+        assert isinstance(backbone, Backbone)
+        for text in backbone.describe_stages():
             line(f"  {text}")
         if self.step:
             line(f"resumed at step {self.step} of {self.sampler.total_steps}")

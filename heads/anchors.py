@@ -29,8 +29,8 @@ def feature_levels(backbone: nn.Module) -> dict[str, FeatureSpec]:
     out_channels = getattr(backbone, "out_channels", None)
     if out_channels is None:
         raise UserError(
-            f"{type(backbone).__name__} has no out_channels: the heads need one number of channels on every level, and it gives "
-            f"{', '.join(f'{name}: {spec.channels}' for name, spec in levels.items())}. Put a pyramid on it: build_fpn_backbone."
+            f"{type(backbone).__name__} has no out_channels: the heads need one number of channels on every level, and it "
+            f"gives {', '.join(f'{name}: {s.channels}' for name, s in levels.items())}. Put a pyramid on it: build_fpn_backbone."
         )
     last_stride = 0
     for name, spec in levels.items():

@@ -1,7 +1,7 @@
 """Crowd regions: neither object nor background, so nothing inside one is an example of either.
 
-torchvision never reads `iscrowd`. MMDetection ignores anchors of which half or more lies in a crowd (`ignore_iof_thr`), Detectron
-proposals of which 70 % does (`CROWD_FILTER_THRESH`); half is used here, for both.
+torchvision never reads `iscrowd`. MMDetection ignores anchors of which half or more lies in a crowd (`ignore_iof_thr`),
+Detectron proposals of which 70 % does (`CROWD_FILTER_THRESH`); half is used here, for both.
 """
 
 import torch

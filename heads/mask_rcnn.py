@@ -8,6 +8,7 @@ from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredic
 from backbones import Backbone
 from heads.anchors import feature_levels, roi_pool
 from heads.faster_rcnn import faster_rcnn
+from heads.rcnn_parts import RoIHeads
 from heads.registry import register_detector
 
 
@@ -22,7 +23,7 @@ def mask_rcnn(
 ) -> GeneralizedRCNN:
     """Mask R-CNN: `faster_rcnn` and a mask for each box, with torchvision's parameter names, numbers and defaults.
 
-    Targets also carry `masks` (N, H, W) uint8. Predictions also carry `masks` (N, 1, H, W) float in [0, 1], at the image's size.
+    Targets also carry `masks` (N, H, W) uint8; predictions `masks` (N, 1, H, W), float in [0, 1], at the image's size.
 
     Args:
         backbone: as for `faster_rcnn`.
@@ -37,7 +38,9 @@ def mask_rcnn(
     model = faster_rcnn(backbone, num_classes, **box_options)
     levels = feature_levels(backbone)
     channels = next(iter(levels.values())).channels
-    model.roi_heads.mask_roi_pool = roi_pool(levels, output_size=14)
-    model.roi_heads.mask_head = MaskRCNNHeads(channels, [mask_head_dim] * mask_head_layers, dilation=1)
-    model.roi_heads.mask_predictor = MaskRCNNPredictor(mask_head_dim, mask_head_dim, num_classes)
+    roi_heads = model.roi_heads
+    assert isinstance(roi_heads, RoIHeads)
+    roi_heads.mask_roi_pool = roi_pool(levels, output_size=14)
+    roi_heads.mask_head = MaskRCNNHeads(channels, [mask_head_dim] * mask_head_layers, dilation=1)
+    roi_heads.mask_predictor = MaskRCNNPredictor(mask_head_dim, mask_head_dim, num_classes)
     return model

@@ -34,8 +34,9 @@ def imports(tree, *, at_import_time_only=False):
 
 
 def test_imports_are_found_wherever_they_stand():
-    code = "import a.b\nfrom c.d import e\nif x:\n    import f\ndef g():\n    import h\nclass I:\n    def j(self):\n        import k\n"
-    tree = ast.parse(code)
+    always = "import a.b\nfrom c.d import e\nif x:\n    import f\n"
+    later = "def g():\n    import h\nclass I:\n    def j(self):\n        import k\n"
+    tree = ast.parse(always + later)
     assert sorted(name for _, name in imports(tree)) == ["a", "c", "f", "h", "k"]
     assert sorted(name for _, name in imports(tree, at_import_time_only=True)) == ["a", "c", "f"]
 
@@ -54,11 +55,10 @@ def test_backbones_import_other_zoos_only_when_used(path):
     assert not [f"line {line}: {name}" for line, name in found if name not in BACKBONES_NEED]
 
 
-@pytest.mark.parametrize("package", ["backbones", "heads"])
-def test_package_imports_where_nothing_but_torch_and_torchvision_is_installed(package):
-    code = f"import sys; sys.modules.update(dict.fromkeys({OTHERS})); import {package}; {package}.__all__"
+def test_backbones_and_heads_import_where_only_torch_and_torchvision_are_installed():
+    code = f"import sys; sys.modules.update(dict.fromkeys({OTHERS})); import backbones, heads; print(*heads.__all__)"
     result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
-    assert result.returncode == 0, result.stderr
+    assert "faster_rcnn" in result.stdout, result.stderr
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=relative)

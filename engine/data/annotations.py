@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from backbones.errors import UserError
-from engine.data.masks import to_rle
+from engine.data.masks import mask_area, to_rle
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,14 +168,12 @@ def object_area(annotation: dict[str, Any], height: int, width: int, where: str)
             raise UserError(f"{where} has area {annotation['area']!r}, which is no number.")
         return float(annotation["area"])
     if annotation.get("segmentation"):
-        from pycocotools import mask as mask_api
-
         try:
             rle = to_rle(annotation["segmentation"], height, width)
         except (ValueError, TypeError) as error:
             raise UserError(f"{where}: {error}.") from None
         if rle is not None:
-            return float(mask_api.area(rle))
+            return float(mask_area(rle))
     return float(annotation["bbox"][2] * annotation["bbox"][3])
 
 

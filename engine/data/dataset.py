@@ -20,9 +20,9 @@ Sample = tuple[Tensor, dict[str, Any]]
 class CocoDataset(Dataset[Sample]):
     """Images and their instances.
 
-    `dataset[index]` is the sample of epoch 0, `dataset[epoch, index]` that of another epoch: image uint8 (3, H, W), and torchvision's
-    target: boxes (N, 4) float32 xyxy pixels, labels (N,) int64 from 1, image_id, area (N,), iscrowd (N,), masks (N, H, W) uint8 if
-    asked for; and `seed`, from which the heads draw what they sample in this image.
+    `dataset[index]` is the sample of epoch 0, `dataset[epoch, index]` that of another epoch: image uint8 (3, H, W), and
+    torchvision's target: boxes (N, 4) float32 xyxy pixels, labels (N,) int64 from 1, image_id, area (N,), iscrowd (N,), masks
+    (N, H, W) uint8 if asked for; and `seed`, from which the heads draw what they sample in this image.
 
     Args:
         images: the folder the file names are in.

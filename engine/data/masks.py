@@ -1,16 +1,19 @@
-"""COCO's three forms of a mask (polygons, compressed and uncompressed RLE), decoded and encoded with pycocotools."""
+"""COCO's three forms of a mask: polygons, compressed and uncompressed RLE.
+
+hotcoco's mask functions are pycocotools' to the bit, and faster.
+"""
 
 from typing import Any
 
 import numpy as np
-from pycocotools import mask as mask_api
+from hotcoco import mask as mask_api
 
 
 def to_rle(segmentation: Any, height: int, width: int) -> dict[str, Any] | None:
     """A segmentation as compressed RLE, or None where it is empty.
 
-    Takes polygons ([[x, y, x, y, x, y, ...], ...], pixels), compressed RLE ({"size", "counts": str or bytes}) and uncompressed RLE
-    ({"size", "counts": list}). Polygons of fewer than three points cover nothing and are left out.
+    Takes polygons ([[x, y, x, y, x, y, ...], ...], pixels), compressed RLE ({"size", "counts": str or bytes}) and
+    uncompressed RLE ({"size", "counts": list}). Polygons of fewer than three points cover nothing and are left out.
 
     Raises:
         ValueError: it is none of these, or its size is not the image's.
@@ -42,6 +45,11 @@ def decode_segmentation(segmentation: Any, height: int, width: int) -> np.ndarra
     """
     rle = to_rle(segmentation, height, width)
     return np.zeros((height, width), np.uint8) if rle is None else mask_api.decode(rle)
+
+
+def mask_area(rle: dict[str, Any]) -> int:
+    """Pixels inside a mask given as compressed RLE."""
+    return int(mask_api.area(rle))
 
 
 def encode_mask(mask: np.ndarray) -> dict[str, Any]:

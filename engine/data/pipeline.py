@@ -44,7 +44,7 @@ class Augmentation:
 
         Args:
             image: (H, W, 3) uint8.
-            instances: columns of N rows: `boxes` (N, 4) float32 xyxy pixels, any others (N, ...), `masks` (N, H, W) uint8 if any.
+            instances: columns of N rows: `boxes` (N, 4) float32 xyxy pixels, others (N, ...), perhaps `masks` (N, H, W) uint8.
             seed: all that the random choices depend on.
 
         Returns:

@@ -9,8 +9,8 @@ from torch.utils.data import Sampler
 class GlobalBatchSampler(Sampler[list[tuple[int, int]]]):
     """The training batches of one process, as (epoch, index) keys, from `start_step` to the end of the run.
 
-    The batch of a step is chosen from (seed, epoch) for all processes together, then cut: into `accumulate` parts that follow each
-    other, each of these into one slice a process. What is trained on in a step so depends on neither number.
+    The batch of a step is chosen from (seed, epoch) for all processes together, then cut: into `accumulate` parts that follow
+    each other, each of these into one slice a process. What is trained on in a step so depends on neither number.
 
     Args:
         num_images: size of the data set.
@@ -87,8 +87,8 @@ def aspect_groups(widths: np.ndarray, heights: np.ndarray) -> np.ndarray:
 class ShardSampler(Sampler[list[int]]):
     """Evaluation batches of one process: every image once over all processes, none twice, none left out.
 
-    The batches are those of a single process, dealt out in turn, so that an image meets the same neighbours, and the same padding,
-    on any number of processes.
+    The batches are those of a single process, dealt out in turn, so that an image meets the same neighbours, and the same
+    padding, on any number of processes.
     """
 
     def __init__(self, num_images: int, *, batch_size: int, rank: int = 0, world_size: int = 1) -> None:

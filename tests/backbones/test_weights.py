@@ -115,7 +115,7 @@ def test_weights_of_another_architecture_are_refused_in_a_few_lines(tmp_path):
     path = save(
         {key: torch.zeros(value.shape) for key, value in deeper.state_dict().items()}, tmp_path / "resnet34.safetensors"
     )
-    with pytest.raises(UserError, match=r"not in the model layer1\.2\.conv1\.weight.*and \d+ more") as error:
+    with pytest.raises(UserError, match=r"not in the model layer1\.2\..* and \d+ more") as error:
         load_backbone_weights(build_backbone("resnet18"), path)
     assert len(str(error.value)) < 1000
 
