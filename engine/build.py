@@ -1,21 +1,19 @@
 """The one place that turns a config into objects."""
 
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
-from torch.utils.data import DataLoader
 
 from backbones import build_fpn_backbone
 from backbones.errors import UserError
 from engine.config import Config, DataSource
 from engine.data.annotations import load_annotations
 from engine.data.augmentations import RESIZING, build_transforms
-from engine.data.dataset import CocoDataset, Sample
+from engine.data.dataset import CocoDataset
 from engine.data.pipeline import Augmentation
-from engine.data.sampler import GlobalBatchSampler, ShardSampler, aspect_groups
+from engine.data.sampler import GlobalBatchSampler, aspect_groups
 from engine.data.sources import DATASETS, CocoPaths, Split, find_paths
 from engine.distributed import World
 from heads import build_detector
@@ -145,27 +143,6 @@ def build_training_sampler(config: Config, dataset: CocoDataset, world: World, *
         seed=config.seed,
         start_step=start_step,
     )
-
-
-def build_loader(
-    dataset: CocoDataset, sampler: GlobalBatchSampler | ShardSampler, *, num_workers: int, device: torch.device
-) -> "DataLoader[Sample]":
-    """Batches as (images, targets), two lists, loaded by `num_workers` processes."""
-    return DataLoader(
-        dataset,
-        batch_sampler=sampler,
-        num_workers=num_workers,
-        collate_fn=collate,
-        pin_memory=device.type == "cuda",
-        # Nothing in a sample is drawn from this: it only keeps the loader from the global generator, which training needs.
-        generator=torch.Generator().manual_seed(0),
-    )
-
-
-def collate(samples: list[Sample]) -> tuple[list[torch.Tensor], list[dict[str, Any]]]:
-    """Samples -> their images and their targets; images of a batch differ in size until the model pads them."""
-    images, targets = zip(*samples, strict=True)
-    return list(images), list(targets)
 
 
 def build_optimizer(config: Config, model: nn.Module) -> torch.optim.Optimizer:

@@ -23,7 +23,7 @@ _AREAS = {"s": "small", "m": "medium", "l": "large"}
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """The summary numbers of one kind of result, and the AP of each class; -1 where there is nothing to find, as COCO has it."""
+    """The summary numbers of one kind of result, and the AP of each class; -1 where there is nothing to find, as in COCO."""
 
     iou_type: IouType
     stats: dict[str, float]

@@ -10,11 +10,12 @@ from torch import nn
 
 from backbones.errors import UserError
 from engine.amp import autocast
-from engine.build import build_loader, build_model, build_validation_set, needs_masks
+from engine.build import build_model, build_validation_set, needs_masks
 from engine.checkpoint import load_checkpoint, load_detector_weights
 from engine.coco_eval import Backend, IouType, Score, load_ground_truth, score_results
 from engine.config_file import load_config
 from engine.data.dataset import CocoDataset
+from engine.data.loader import BatchLoader
 from engine.data.sampler import ShardSampler
 from engine.distributed import World, start_world
 from engine.progress import Reporter
@@ -43,7 +44,7 @@ def predict_dataset(
         On the main process, COCO results rows in the data set's order, in each image's own pixels; None on the others.
     """
     sampler = ShardSampler(len(dataset), batch_size=batch_size, rank=world.rank, world_size=world.size)
-    loader = build_loader(dataset, sampler, num_workers=num_workers, device=world.device)
+    loader = BatchLoader(dataset, sampler, num_workers=num_workers, device=world.device)
     was_training = model.training
     model.eval()
     rows: dict[int, Rows] = {}

@@ -38,7 +38,7 @@ def draw_predictions(
 
 
 def to_instances(rows: list[dict[str, Any]], categories: list[Category]) -> dict[str, Tensor]:
-    """COCO results rows of one image -> torchvision's dict: boxes (N, 4) xyxy pixels, labels, scores, perhaps masks (N, H, W)."""
+    """COCO results rows of one image -> torchvision's dict: boxes (N, 4) xyxy pixels, labels, scores, any masks (N, H, W)."""
     label_of = {category.id: label for label, category in enumerate(categories, start=1)}
     boxes = torch.tensor([row["bbox"] for row in rows], dtype=torch.float32).reshape(-1, 4)
     boxes[:, 2:] += boxes[:, :2]

@@ -13,7 +13,6 @@ from torch.optim.swa_utils import AveragedModel
 from backbones import Backbone, UserError
 from engine.amp import autocast
 from engine.build import (
-    build_loader,
     build_model,
     build_optimizer,
     build_schedule,
@@ -27,6 +26,7 @@ from engine.coco_eval import Score
 from engine.config import Config
 from engine.config_file import dump_config
 from engine.data.dataset import CocoDataset, sample_seed
+from engine.data.loader import BatchLoader
 from engine.distributed import World, start_world
 from engine.ema import average_model
 from engine.evaluate import predict_dataset, score_predictions
@@ -92,7 +92,7 @@ class Run:
         self._open_folder()
         self._describe()
         scores: list[Score] = []
-        loader = build_loader(
+        loader = BatchLoader(
             self.training_set, self.sampler, num_workers=self.config.data.num_workers, device=self.world.device
         )
         batches = iter(loader)

@@ -30,7 +30,7 @@ def feature_levels(backbone: nn.Module) -> dict[str, FeatureSpec]:
     if out_channels is None:
         raise UserError(
             f"{type(backbone).__name__} has no out_channels: the heads need one number of channels on every level, and it "
-            f"gives {', '.join(f'{name}: {s.channels}' for name, s in levels.items())}. Put a pyramid on it: build_fpn_backbone."
+            f"gives {', '.join(f'{name}: {s.channels}' for name, s in levels.items())}. Put a pyramid on it."
         )
     last_stride = 0
     for name, spec in levels.items():

@@ -1,4 +1,4 @@
-"""What all tests share: one seed, the way to the real data, random weights, and a small detector with its targets."""
+"""What the tests share: one seed, the way to the real data, random weights, a small detector, its targets and a step of it."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -95,6 +95,34 @@ def make_target() -> Callable[..., dict[str, Any]]:
         return target | more
 
     return make
+
+
+@pytest.fixture
+def odd_batch(make_target: Callable[..., dict[str, Any]]) -> tuple[list[Tensor], list[dict[str, Any]]]:
+    """Two images of odd sizes with three objects and one, masks too."""
+    sizes = [(97, 131), (75, 143)]
+    boxes = [[[5, 9, 60, 80], [70, 20, 120, 90], [50, 4, 66, 30]], [[30, 10, 100, 70]]]
+    targets = [make_target(rows, size=size) for rows, size in zip(boxes, sizes, strict=True)]
+    return [torch.rand(3, *size) for size in sizes], targets
+
+
+@pytest.fixture(scope="session")
+def train_step() -> Callable[..., dict[str, Tensor]]:
+    """A function that gives the losses of a batch, having checked that every trained parameter gets a finite gradient.
+
+    On one process of many, a parameter without a gradient would hang the others.
+    """
+
+    def step(model: nn.Module, images: list[Tensor], targets: list[dict[str, Any]]) -> dict[str, Tensor]:
+        losses = model.train()(images, targets)
+        assert all(torch.isfinite(loss) for loss in losses.values()), losses
+        sum(losses.values()).backward()
+        trained = {name: parameter.grad for name, parameter in model.named_parameters() if parameter.requires_grad}
+        assert [name for name, gradient in trained.items() if gradient is None] == []
+        assert [name for name, gradient in trained.items() if not gradient.isfinite().all()] == []
+        return losses
+
+    return step
 
 
 def _filled(boxes: Tensor, size: tuple[int, int]) -> Tensor:

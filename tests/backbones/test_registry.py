@@ -38,7 +38,7 @@ class Patches(Backbone):
 
 
 @pytest.mark.usefixtures("own_registry")
-def test_a_function_registers_a_backbone_that_builds_by_name_and_detects(make_target):
+def test_a_function_registers_a_backbone_that_builds_by_name_and_detects(make_target, train_step):
     @register_backbone("patches")
     def patches(*, in_channels=3, norm="bn", out_features=None, width=8):
         return Patches(in_channels=in_channels, width=width)
@@ -49,9 +49,8 @@ def test_a_function_registers_a_backbone_that_builds_by_name_and_detects(make_ta
     assert backbone.feature_specs == {"0": FeatureSpec(16, 8), "1": FeatureSpec(16, 16), "pool": FeatureSpec(16, 32)}
 
     model = faster_rcnn(backbone, 3, min_size=64, max_size=96, box_head_dim=8, rpn_post_nms_top_n_train=20)
-    losses = model([torch.rand(3, 64, 96)], [make_target([[8, 8, 60, 50]])])
-    sum(losses.values()).backward()
-    assert all(parameter.grad is not None for parameter in model.parameters())
+    losses = train_step(model, [torch.rand(3, 64, 96)], [make_target([[8, 8, 60, 50]])])
+    assert losses["loss_classifier"] > 0
 
 
 @pytest.mark.usefixtures("own_registry")

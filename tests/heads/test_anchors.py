@@ -11,7 +11,7 @@ from torchvision.models.detection.image_list import ImageList
 from torchvision.ops import MultiScaleRoIAlign, roi_align
 
 from backbones import Backbone, FeatureSpec, UserError, build_backbone, build_fpn_backbone
-from heads import faster_rcnn
+from heads import faster_rcnn, mask_rcnn
 from heads.anchors import anchor_generator, feature_levels, roi_pool
 
 FPN_LEVELS = {name: FeatureSpec(16, 4 * 2**i) for i, name in enumerate(["0", "1", "2", "3", "pool"])}
@@ -59,10 +59,9 @@ def test_aspect_ratios_are_height_over_width_and_keep_the_area():
 
 
 def test_given_anchor_sizes_replace_those_from_the_strides():
-    generator = anchor_generator({"a": FeatureSpec(8, 4), "b": FeatureSpec(8, 8)}, anchor_sizes=[[10, 20], [40, 80]])
-    sides = [(cell[:, 2:] - cell[:, :2]).prod(1).sqrt().round().tolist() for cell in generator.cell_anchors]
-    assert [sorted(set(level)) for level in sides] == [[10, 20], [40, 80]]
-    assert generator.num_anchors_per_location() == [6, 6]
+    levels = {"a": FeatureSpec(8, 4), "b": FeatureSpec(8, 8)}
+    generator = anchor_generator(levels, anchor_sizes=[[10, 20], [40, 80]], aspect_ratios=[1.0])
+    assert [(cell[:, 2] - cell[:, 0]).tolist() for cell in generator.cell_anchors] == [[10, 20], [40, 80]]
 
 
 def test_a_wrong_number_of_anchor_sizes_is_refused_with_the_levels():
@@ -75,9 +74,10 @@ def test_levels_with_different_numbers_of_anchors_are_refused():
         anchor_generator({"a": FeatureSpec(8, 4), "b": FeatureSpec(8, 8)}, anchor_sizes=[[8], [16, 32]])
 
 
-def test_a_module_that_is_no_backbone_is_refused():
-    with pytest.raises(UserError, match="Conv2d is not a backbones.Backbone"):
-        faster_rcnn(nn.Conv2d(3, 8, 1), 3)
+@pytest.mark.parametrize("head", [faster_rcnn, mask_rcnn])
+def test_a_module_that_is_no_backbone_is_refused(head):
+    with pytest.raises(UserError, match=r"Conv2d is not a backbones\.Backbone"):
+        head(nn.Conv2d(3, 8, 1), 3)
 
 
 def test_a_backbone_without_feature_specs_is_refused():
@@ -114,7 +114,8 @@ def test_good_levels_are_handed_on():
     [
         ({}, [1 / 4, 1 / 8, 1 / 16, 1 / 32]),
         ({"extra_level": "p6p7"}, [1 / 4, 1 / 8, 1 / 16, 1 / 32]),
-        ({"out_features": ["c3", "c4"]}, [1 / 8, 1 / 16]),
+        ({"out_features": ["c3", "c4"]}, [1 / 8, 1 / 16, 1 / 32]),  # "pool" is the one of stride 32 here
+        ({"out_features": ["c3", "c4"], "extra_level": None}, [1 / 8, 1 / 16]),
         ({"out_features": ["c5"], "extra_level": None}, [1 / 32]),
     ],
 )

@@ -1,0 +1,152 @@
+"""A tiny data set in COCO's format, the config of a detector small enough to train on it in a second, and one trained run."""
+
+import copy
+import functools
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from pycocotools import mask as mask_api
+
+os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
+
+from engine.config import Config
+from engine.config_file import apply_overrides
+from engine.train import train
+
+# Neither in order nor without gaps; the last never occurs.
+CATEGORIES = [{"id": 44, "name": "square"}, {"id": 3, "name": "bar"}, {"id": 90, "name": "never"}]
+SIZES = ((64, 64), (48, 64), (64, 96), (64, 48))  # (height, width), pixels
+EMPTY, CROWD = 4, 2  # which image has no object, which a crowd region
+MASKS = ("model.head.name=mask_rcnn", "model.head.mask_head_dim=8", "model.head.mask_head_layers=1")
+
+TOY: dict[str, Any] = {
+    "model": {
+        "backbone": {"name": "resnet18", "norm": "gn", "out_features": ["c2", "c3"]},
+        "pyramid": {"out_channels": 16},
+        "head": {
+            "name": "faster_rcnn",
+            "anchor_scale": 4,
+            "box_head_dim": 32,
+            "rpn_pre_nms_top_n_train": 60,
+            "rpn_pre_nms_top_n_test": 60,
+            "rpn_post_nms_top_n_train": 60,
+            "rpn_post_nms_top_n_test": 30,
+            "box_batch_size_per_image": 16,
+            "box_detections_per_img": 20,
+        },
+    },
+    "data": {"min_size": 64, "max_size": 128, "num_workers": 0, "augmentations": []},
+    "train": {"batch_size": 2, "epochs": 1, "log_steps": 1},
+    "optimizer": {"name": "sgd", "lr": 0.01},
+    "schedule": {"warmup_steps": 0},
+    "eval": {"pictures": 2},
+    "device": "cpu",
+}
+
+
+def write_coco(folder: Path, count: int = 7, *, sizes: tuple[tuple[int, int], ...] = SIZES, first_id: int = 5) -> dict[str, str]:
+    """Write images of coloured rectangles and their annotations: polygons, both forms of RLE, a crowd region, an empty image.
+
+    Gives the `images` and `annotations` of a config. Image ids are sparse and descend.
+    """
+    rng = np.random.default_rng(count)
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
+    (folder / "images").mkdir(parents=True)
+    for i in range(count):
+        height, width = sizes[i % len(sizes)]
+        pixels = rng.integers(90, 130, (height, width, 3)).astype(np.uint8)
+        image = {"id": first_id + 10 * (count - i), "file_name": f"{i:03}.png", "height": height, "width": width}
+        images.append(image)
+        for column in range(0 if i == EMPTY else 2):  # one object in each half, so that none hides another
+            square = bool((i + column) % 2)
+            w, h = (16, 16) if square else (20, 10)
+            left = column * width // 2 + int(rng.integers(0, width // 2 - w + 1))
+            top = int(rng.integers(0, height - h + 1))
+            pixels[top : top + h, left : left + w] = (230, 30, 30) if square else (30, 60, 230)
+            mask = np.zeros((height, width), np.uint8)
+            mask[top : top + h, left : left + w] = 1
+            crowd = i == CROWD and column == 1
+            annotation = {
+                "id": 1000 - 7 * len(annotations),
+                "image_id": image["id"],
+                "category_id": 44 if square else 3,
+                "bbox": [left, top, w, h],
+                "area": w * h,
+                "iscrowd": int(crowd),
+                "segmentation": _segmentation(mask, [left, top, w, h], "list" if crowd else ("polygon", "rle", "list")[i % 3]),
+            }
+            annotations.append(annotation)
+        Image.fromarray(pixels).save(folder / "images" / image["file_name"])
+    content = {"images": images, "annotations": annotations, "categories": CATEGORIES}
+    (folder / "instances.json").write_text(json.dumps(content))
+    return {"images": str(folder / "images"), "annotations": str(folder / "instances.json")}
+
+
+def _segmentation(mask: np.ndarray, box: list[int], form: str) -> Any:
+    left, top, w, h = box
+    if form == "polygon":
+        return [[left, top, left + w, top, left + w, top + h, left, top + h]]
+    if form == "rle":
+        rle = mask_api.encode(np.asfortranarray(mask))
+        return {"size": list(mask.shape), "counts": rle["counts"].decode()}
+    flat = mask.ravel(order="F").astype(int)
+    ends = np.flatnonzero(np.diff(flat)) + 1
+    counts = np.diff([0, *ends, len(flat)]).tolist()
+    return {"size": list(mask.shape), "counts": [0, *counts] if flat[0] else counts}
+
+
+def toy_config(*overrides: str, data: dict[str, str], output_dir: Path) -> Config:
+    """The toy detector on `data`, for training and validation, with `key=value` overrides."""
+    content = copy.deepcopy(TOY) | {"output_dir": str(output_dir)}
+    content["data"] |= {"train": dict(data), "val": dict(data)}
+    return apply_overrides(content, overrides, origin="the toy config")
+
+
+@functools.cache
+def train_once(factory: pytest.TempPathFactory) -> SimpleNamespace:
+    """A Mask R-CNN trained until it finds what it was trained on: its data, config, folder and last scores."""
+    folder = factory.mktemp("trained")
+    data = write_coco(folder / "data")
+    config = toy_config(
+        *MASKS, "train.epochs=25", "eval.every_epochs=25", "optimizer.name=adamw", "optimizer.lr=0.002", data=data,
+        output_dir=folder / "run",
+    )  # fmt: skip
+    torch.manual_seed(0)
+    return SimpleNamespace(data=data, config=config, folder=folder / "run", scores=train(config))
+
+
+@pytest.fixture(scope="session")
+def toy_data(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Seven images of several sizes, one of them empty, one with a crowd region."""
+    return write_coco(tmp_path_factory.mktemp("toy"))
+
+
+@pytest.fixture(scope="session")
+def square_data(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Eight images of 64 x 64 pixels, so that every batch is padded alike."""
+    return write_coco(tmp_path_factory.mktemp("squares"), 8, sizes=((64, 64),))
+
+
+@pytest.fixture
+def make_config(toy_data: dict[str, str], tmp_path: Path) -> Callable[..., Config]:
+    """A function from overrides to a config of the toy detector; the run goes into `tmp_path / "run"`."""
+
+    def make(*overrides: str, data: dict[str, str] = toy_data, name: str = "run") -> Config:
+        return toy_config(*overrides, data=data, output_dir=tmp_path / name)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
+    """A finished run (`folder`, `config`, `data`, `scores`); not to be written to."""
+    return train_once(tmp_path_factory)
