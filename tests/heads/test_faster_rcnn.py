@@ -99,7 +99,7 @@ def test_options_go_where_torchvision_puts_them():
     ids=["all-are-sampled", "same-random-sample"],
 )
 def test_training_losses_and_gradients_equal_torchvision(sampling, randomize, odd_batch):
-    options = {"min_size": 96, "max_size": 192, "rpn_post_nms_top_n_train": 80} | sampling
+    options = {"min_size": 96, "max_size": 192, "rpn_post_nms_top_n_train": 40} | sampling
     reference = randomize(FasterRCNN(resnet18_fpn(), 5, **options)).train()
     model = faster_rcnn(frozen_resnet18(), 5, **options).train()
     model.load_state_dict(reference.state_dict(), strict=True)

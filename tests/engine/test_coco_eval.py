@@ -1,0 +1,318 @@
+"""COCO's numbers: both backends against pycocotools itself, and against the figures COCO's authors published."""
+
+import contextlib
+import io
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from pycocotools import mask as mask_api
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+
+from backbones.errors import UserError
+from engine.coco_eval import Score, load_ground_truth, score_results
+from engine.evaluate import evaluate_results
+
+BACKENDS = ["hotcoco", "pycocotools"]
+OCCURRING = [50, 7, 31]  # category ids, neither in order nor without gaps
+NEVER = 19
+
+
+def encode(box: list[float], height: int, width: int) -> dict[str, Any]:
+    mask = np.zeros((height, width), np.uint8, order="F")
+    x, y, w, h = (round(v) for v in box)
+    mask[y : y + h, x : x + w] = 1
+    rle = mask_api.encode(mask)
+    return {"size": [height, width], "counts": rle["counts"].decode()}
+
+
+def random_box(rng: np.random.Generator, height: int, width: int) -> list[float]:
+    w, h = rng.integers(4, [width // 2, height // 2])
+    return [int(rng.integers(0, width - w)), int(rng.integers(0, height - h)), int(w), int(h)]
+
+
+def random_case(seed: int) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Ground truth with crowd regions, images without objects and a class that never occurs; results with ties in score, false
+    and doubled detections, and an image of more than the hundred that count."""
+    rng = np.random.default_rng(seed)
+    images, annotations, rows = [], [], []
+    for image_id in (100 - 7 * np.arange(12)).tolist():
+        height, width = rng.integers(160, 400, 2).tolist()
+        images.append({"id": image_id, "file_name": f"{image_id}.jpg", "height": height, "width": width})
+        found = []
+        for _ in range(0 if image_id % 5 == 0 else rng.integers(1, 7)):
+            box = random_box(rng, height, width)
+            category = int(rng.choice(OCCURRING))
+            annotations.append(
+                {
+                    "id": len(annotations) + 1,
+                    "image_id": image_id,
+                    "category_id": category,
+                    "bbox": box,
+                    "area": box[2] * box[3],
+                    "iscrowd": int(rng.random() < 0.2),
+                    "segmentation": encode(box, height, width),
+                }
+            )
+            jittered = [max(0, v + int(rng.integers(-4, 5))) for v in box]
+            jittered[2:] = [max(2, v) for v in jittered[2:]]
+            found += [(category, jittered)] * int(rng.integers(0, 3))
+        extra = 130 if image_id == 100 - 7 * 3 else rng.integers(0, 4)
+        found += [(int(rng.choice([*OCCURRING, NEVER])), random_box(rng, height, width)) for _ in range(extra)]
+        rows += [
+            {
+                "image_id": image_id,
+                "category_id": category,
+                "bbox": box,
+                "segmentation": encode(box, height, width),
+                "score": float(rng.integers(1, 20)) / 20,
+            }
+            for category, box in found
+        ]
+    categories = [{"id": i, "name": f"class {i}"} for i in (*OCCURRING, NEVER)]
+    return {"images": images, "annotations": annotations, "categories": categories}, rows
+
+
+def keypoint_case(seed: int) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    rng = np.random.default_rng(seed)
+    images, annotations, rows = [], [], []
+    for image_id in range(1, 9):
+        images.append({"id": image_id, "file_name": "x.jpg", "height": 300, "width": 300})
+        for _ in range(rng.integers(1, 4)):
+            x, y, w, h = random_box(rng, 300, 300)
+            points = np.stack([rng.uniform(x, x + w, 17), rng.uniform(y, y + h, 17), rng.integers(0, 3, 17)], axis=1)
+            annotations.append(
+                {
+                    "id": len(annotations) + 1,
+                    "image_id": image_id,
+                    "category_id": 1,
+                    "bbox": [x, y, w, h],
+                    "area": w * h,
+                    "iscrowd": 0,
+                    "num_keypoints": int((points[:, 2] > 0).sum()),
+                    "keypoints": points.ravel().tolist(),
+                }
+            )
+            points[:, :2] += rng.normal(0, 0.06 * (w * h) ** 0.5, (17, 2))
+            score = float(rng.random())
+            rows.append({"image_id": image_id, "category_id": 1, "score": score, "keypoints": points.ravel().tolist()})
+    return {"images": images, "annotations": annotations, "categories": [{"id": 1, "name": "person"}]}, rows
+
+
+def only(rows: list[dict[str, Any]], field: str) -> list[dict[str, Any]]:
+    return [{key: row[key] for key in ("image_id", "category_id", "score", field)} for row in rows]
+
+
+def reference(truth: dict[str, Any], rows: list[dict[str, Any]], iou_type: str) -> tuple[list[float], list[str], dict[str, float]]:
+    """What pycocotools itself says: the numbers, the lines it prints of them, the AP of each class scored on its own."""
+    with contextlib.redirect_stdout(io.StringIO()):
+        ground_truth = COCO()
+        ground_truth.dataset = json.loads(json.dumps(truth))
+        ground_truth.createIndex()
+        evaluator = COCOeval(ground_truth, ground_truth.loadRes(json.loads(json.dumps(rows))), iou_type)
+        evaluator.evaluate()
+        evaluator.accumulate()
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        evaluator.summarize()
+    stats = evaluator.stats.tolist()
+    per_class = {}
+    for category in truth["categories"] if iou_type != "keypoints" else []:
+        evaluator.params.catIds = [category["id"]]
+        with contextlib.redirect_stdout(io.StringIO()):
+            evaluator.evaluate()
+            evaluator.accumulate()
+            evaluator.summarize()
+        per_class[category["name"]] = float(evaluator.stats[0])
+    return stats, printed.getvalue().splitlines(), per_class
+
+
+@pytest.mark.parametrize("field, iou_type", [("bbox", "bbox"), ("segmentation", "segm")])
+@pytest.mark.parametrize("seed", range(4))
+def test_both_backends_give_the_numbers_and_lines_of_pycocotools(seed, field, iou_type):
+    truth, rows = random_case(seed)
+    rows = only(rows, field)
+    stats, lines, per_class = reference(truth, rows, iou_type)
+    assert stats[0] > 0
+    for backend in BACKENDS:
+        score = score_results(truth, rows, iou_type=iou_type, backend=backend)
+        assert list(score.stats.values()) == stats, backend
+        assert score.per_class == pytest.approx(per_class, abs=1e-12), backend
+        assert score.lines() == lines
+
+
+def test_both_backends_give_the_keypoint_numbers_and_lines_of_pycocotools():
+    truth, rows = keypoint_case(0)
+    stats, lines, _ = reference(truth, rows, "keypoints")
+    assert max(stats) > 0.3
+    for backend in BACKENDS:
+        score = score_results(truth, rows, iou_type="keypoints", backend=backend)
+        assert list(score.stats.values()) == pytest.approx(stats, abs=1e-12), backend
+        assert score.lines() == lines
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_the_numbers_carry_the_names_of_what_they_measure(backend):
+    """Two objects, of 20 x 20 and of 200 x 200 pixels; the small one is found with an IoU of 0.6, the other exactly."""
+    image = {"id": 1, "file_name": "x", "height": 300, "width": 300}
+    boxes = [[0, 0, 20, 20], [50, 50, 200, 200]]
+    annotations = [
+        {"id": i, "image_id": 1, "category_id": 1, "bbox": box, "area": box[2] * box[3], "iscrowd": 0}
+        for i, box in enumerate(boxes, start=1)
+    ]
+    truth = {"images": [image], "annotations": annotations, "categories": [{"id": 1, "name": "a"}]}
+    found = [([0, 0, 20, 12], 0.8), (boxes[1], 0.9)]
+    rows = [{"image_id": 1, "category_id": 1, "bbox": box, "score": score} for box, score in found]
+    stats = score_results(truth, rows, iou_type="bbox", backend=backend).stats
+    assert stats["AP50"] == pytest.approx(1)
+    assert stats["AP75"] == pytest.approx(51 / 101)
+    assert (stats["APs"], stats["APm"], stats["APl"]) == pytest.approx((0.3, -1, 1))  # 0.50, 0.55, 0.60 of ten
+    assert (stats["ARs"], stats["ARm"], stats["ARl"]) == pytest.approx((0.3, -1, 1))
+    assert (stats["AR1"], stats["AR10"], stats["AR100"]) == pytest.approx((0.5, 0.65, 0.65))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("iou_type", ["bbox", "segm"])
+def test_no_results_at_all_score_zero_where_there_is_something_to_find(backend, iou_type):
+    truth, _ = random_case(0)
+    score = score_results(truth, [], iou_type=iou_type, backend=backend)
+    assert set(score.stats.values()) == {0.0}
+    assert score.per_class == {"class 50": 0, "class 7": 0, "class 31": 0, "class 19": -1}
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_where_there_is_nothing_to_find_every_number_is_minus_one(backend):
+    truth, rows = random_case(0)
+    truth["annotations"] = []
+    score = score_results(truth, only(rows, "bbox"), iou_type="bbox", backend=backend)
+    assert set(score.stats.values()) == set(score.per_class.values()) == {-1.0}
+    assert score.lines()[0].endswith("= -1.000")
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_scoring_leaves_truth_and_results_as_they_were(backend):
+    truth, rows = random_case(1)
+    before = json.dumps([truth, rows])
+    score_results(truth, rows, iou_type="bbox", backend=backend)
+    assert json.dumps([truth, rows]) == before
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_classes_of_one_name_are_all_reported(backend):
+    truth, rows = random_case(0)
+    for category in truth["categories"]:
+        category["name"] = "thing"
+    score = score_results(truth, only(rows, "bbox"), iou_type="bbox", backend=backend)
+    assert len(score.per_class) == len(truth["categories"])
+
+
+# ---- Ground truth files ----
+
+
+def write(path: Path, content: Any) -> str:
+    path.write_text(json.dumps(content))
+    return str(path)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("iou_type", ["bbox", "segm"])
+def test_missing_areas_and_crowd_flags_are_filled_in(tmp_path, iou_type, backend):
+    truth, rows = random_case(2)
+    for annotation in truth["annotations"]:
+        annotation["iscrowd"] = 0
+    whole = score_results(truth, rows, iou_type=iou_type)
+    for annotation in truth["annotations"]:
+        del annotation["iscrowd"], annotation["area"]
+    bare = load_ground_truth(write(tmp_path / "bare.json", truth))
+    assert score_results(bare, rows, iou_type=iou_type, backend=backend) == whole
+
+
+def test_a_missing_area_is_the_masks_and_only_without_one_the_boxes(tmp_path):
+    truth, _ = random_case(0)
+    first, second, third = truth["annotations"][:3]
+    triangle = [[10, 10, 30, 10, 10, 30]]
+    first |= {"bbox": [10, 10, 20, 20], "segmentation": triangle, "area": None}
+    second |= {"bbox": [10, 10, 20, 20], "segmentation": [], "area": None}
+    third |= {"area": 12.5}
+    areas = [a["area"] for a in load_ground_truth(write(tmp_path / "t.json", truth))["annotations"][:3]]
+    assert areas[0] == pytest.approx(200, abs=20)
+    assert areas[1:] == [400, 12.5]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_objects_without_a_mask_do_not_stop_the_scoring_of_masks(tmp_path, backend):
+    truth, rows = random_case(0)
+    del truth["annotations"][0]["segmentation"]
+    truth["annotations"][1]["segmentation"] = []
+    bare = load_ground_truth(write(tmp_path / "t.json", truth))
+    score = score_results(bare, only(rows, "segmentation"), iou_type="segm", backend=backend)
+    assert 0 < score.stats["AP"] < 1
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"image_id": 4}, "annotation 2 is of image 4, which `images` does not list"),
+        ({"category_id": 4}, "annotation 2 is of category 4, which `categories` does not list"),
+        ({"bbox": [1, 2, 3], "area": None, "segmentation": []}, r"annotation 2 has bbox \[1, 2, 3\]"),
+        ({"bbox": "none"}, "annotation 2 has bbox 'none'"),
+        ({"segmentation": {"size": [1, 1]}, "area": None}, "annotation 2"),
+        ({"segmentation": 5}, "annotation 2"),
+    ],
+)
+def test_a_malformed_annotation_is_named(tmp_path, change, message):
+    truth, _ = random_case(0)
+    truth["annotations"][1] |= change
+    with pytest.raises(UserError, match=message):
+        load_ground_truth(write(tmp_path / "truth.json", truth))
+
+
+# ---- From files ----
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_results_file_is_scored_and_the_numbers_are_printed(tmp_path, capsys, backend):
+    truth, rows = random_case(0)
+    results = write(tmp_path / "results.json", only(rows, "bbox"))
+    score = evaluate_results(results, write(tmp_path / "truth.json", truth), iou_type="bbox", backend=backend)
+    stats, lines, _ = reference(truth, only(rows, "bbox"), "bbox")
+    assert list(score.stats.values()) == stats
+    assert capsys.readouterr().out.splitlines() == ["bbox:", *lines]
+
+
+def published(text: str, iou_type: str) -> list[float]:
+    section = text.split(f"type={iou_type}\n")[1].split("type=")[0]
+    return [float(value) for value in re.findall(r"\] = (\S+)", section)]
+
+
+@pytest.mark.shared_data
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("iou_type", ["bbox", "segm"])
+def test_the_figures_published_with_the_coco_api_come_out(shared, iou_type, backend):
+    folder = shared / "data" / "evalcheck_coco2014"
+    expected = published((folder / "val2014_fake_eval_res.txt").read_text(), iou_type)
+    results = folder / f"instances_val2014_fake{iou_type}100_results.json"
+    score = evaluate_results(str(results), str(folder / "instances_val2014_100.json"), iou_type=iou_type, backend=backend)
+    assert len(expected) == 12
+    assert [round(value, 3) for value in score.stats.values()] == expected
+
+
+@pytest.mark.shared_data
+@pytest.mark.parametrize("iou_type", ["bbox", "segm"])
+def test_both_backends_agree_on_every_class_of_the_published_results(shared, iou_type):
+    folder = shared / "data" / "evalcheck_coco2014"
+    truth = load_ground_truth(folder / "instances_val2014_100.json")
+    rows = json.loads((folder / f"instances_val2014_fake{iou_type}100_results.json").read_text())
+    first, second = (score_results(truth, rows, iou_type=iou_type, backend=backend) for backend in BACKENDS)
+    assert first.per_class == pytest.approx(second.per_class, abs=1e-12)
+    assert first.stats == pytest.approx(second.stats, abs=1e-12)
+    assert len(first.per_class) == 80
+
+
+def test_a_score_prints_a_missing_number_as_cocos_tools_do():
+    score = Score("bbox", {"APs": -1.0}, {})
+    assert score.lines() == [" Average Precision  (AP) @[ IoU=0.50:0.95 | area= small | maxDets=100 ] = -1.000"]
