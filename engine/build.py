@@ -1,5 +1,6 @@
 """The one place that turns a config into objects."""
 
+import math
 from collections.abc import Callable
 
 import numpy as np
@@ -39,7 +40,6 @@ def build_model(config: Config, *, num_classes: int, load_weights: bool) -> nn.M
         pyramid_norm=config.model.pyramid.norm,
         **config.model.pyramid.options(),
         weights=backbone_config.weights if load_weights else None,
-        in_channels=backbone_config.in_channels,
         # What the weights would choose holds without them, too: a checkpoint brings its own.
         norm=backbone_config.norm or ("frozen_bn" if has_weights else "bn"),
         trainable_layers=backbone_config.trainable_layers,
@@ -55,6 +55,22 @@ def build_model(config: Config, *, num_classes: int, load_weights: bool) -> nn.M
         resize_in_training=False,
         **config.model.head.options(),
     )
+
+
+def check_processes(config: Config, world: World) -> None:
+    """Check that a config can be trained on these processes.
+
+    Raises:
+        UserError: the batch cannot be split evenly, or sync_bn is to be synchronised on CPUs.
+    """
+    parts = world.size * config.train.accumulate
+    if config.train.batch_size % parts:
+        raise UserError(
+            f"train.batch_size is {config.train.batch_size} over all processes, which {world.size} processes with "
+            f"train.accumulate={config.train.accumulate} cannot share evenly. Give a multiple of {parts}."
+        )
+    if "sync_bn" in (config.model.backbone.norm, config.model.pyramid.norm) and world.size > 1 and world.device.type == "cpu":
+        raise UserError("norm sync_bn needs GPUs where there are several processes. On CPUs use bn, gn or frozen_bn.")
 
 
 def evaluation_size(config: Config) -> int:
@@ -120,17 +136,7 @@ def build_validation_set(config: Config, *, world: World | None = None) -> CocoD
 
 
 def build_training_sampler(config: Config, dataset: CocoDataset, world: World, *, start_step: int = 0) -> GlobalBatchSampler:
-    """The batches of this process.
-
-    Raises:
-        UserError: the batch cannot be split evenly over the processes.
-    """
-    parts = world.size * config.train.accumulate
-    if config.train.batch_size % parts:
-        raise UserError(
-            f"train.batch_size is {config.train.batch_size} over all processes, which {world.size} processes with "
-            f"train.accumulate={config.train.accumulate} cannot share evenly. Give a multiple of {parts}."
-        )
+    """The batches of this process; `check_processes` has passed the config."""
     table = dataset.annotations
     return GlobalBatchSampler(
         len(dataset),
@@ -176,7 +182,7 @@ def build_schedule(config: Config, *, steps_per_epoch: int) -> Callable[[int], f
         if step < warmup:
             return schedule.warmup_factor + (1 - schedule.warmup_factor) * step / warmup
         if schedule.name == "cosine":
-            return 0.5 * (1 + np.cos(np.pi * (step - warmup) / max(1, total - warmup)))
+            return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, total - warmup)))
         return float(schedule.gamma ** sum(step >= milestone for milestone in milestones))
 
     return factor

@@ -6,7 +6,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter,
 
 from backbones.errors import UserError
 from backbones.fpn import PYRAMIDS
-from backbones.registry import BACKBONES, Registry
+from backbones.registry import BACKBONES, STANDARD_OPTIONS, Registry
 from engine.data.augmentations import AUGMENTATIONS
 from engine.data.sources import DATASETS
 from heads.registry import DETECTORS
@@ -58,13 +58,12 @@ class BackboneConfig(Choice):
     """Left out: frozen_bn with weights, bn without."""
     trainable_layers: int | None = None
     """Stages that train, counted from the last, 0..5 for a ResNet. Left out: 3 with weights, all without."""
-    in_channels: PositiveInt = 3
     out_features: list[str] | None = None
     """Which feature maps go into the pyramid, such as [c3, c4, c5]. Left out: all."""
 
     @model_validator(mode="after")
     def _check(self) -> "BackboneConfig":
-        check_choice(self, BACKBONES, besides=("in_channels", "norm", "out_features"))
+        check_choice(self, BACKBONES, besides=STANDARD_OPTIONS)
         return self
 
 

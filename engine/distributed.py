@@ -9,6 +9,7 @@ from typing import TypeVar
 
 import torch
 import torch.distributed as dist
+from torch import nn
 
 from backbones.errors import UserError
 
@@ -43,6 +44,12 @@ class World:
         box = [value]
         dist.broadcast_object_list(box, src=0)
         return box[0]
+
+    def share_buffers(self, model: nn.Module) -> None:
+        """Give every process the main one's buffers: batch statistics follow each process's own images."""
+        if self.size > 1:
+            for buffer in model.buffers():
+                dist.broadcast(buffer, src=0)
 
     def barrier(self) -> None:
         """Wait until every process is here."""

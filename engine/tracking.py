@@ -19,9 +19,14 @@ class Tracker(Protocol):
 
 
 class JsonlTracker:
-    """Appends a line of JSON for each call to a file."""
+    """Appends a line of JSON for each call to a file.
 
-    def __init__(self, path: Path) -> None:
+    A resumed run does the steps after its checkpoint again: lines of steps after `start_step` are taken out first.
+    """
+
+    def __init__(self, path: Path, *, start_step: int = 0) -> None:
+        lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
+        path.write_text("".join(line for line in lines if _step_of(line) <= start_step), encoding="utf-8")
         self._file = path.open("a", encoding="utf-8")
 
     def log(self, kind: str, step: int, values: dict[str, Any]) -> None:
@@ -38,10 +43,10 @@ class JsonlTracker:
 class TensorBoardTracker:
     """Writes the numbers among the values as TensorBoard scalars, `kind/name`."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, start_step: int = 0) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        self._writer = SummaryWriter(str(folder))
+        self._writer = SummaryWriter(str(folder), purge_step=start_step + 1 if start_step else None)
 
     def log(self, kind: str, step: int, values: dict[str, Any]) -> None:
         """Write each number."""
@@ -51,6 +56,13 @@ class TensorBoardTracker:
     def close(self) -> None:
         """Flush and close the event file."""
         self._writer.close()
+
+
+def _step_of(line: str) -> float:
+    try:
+        return json.loads(line)["step"]
+    except (json.JSONDecodeError, KeyError):  # cut short when the run was killed
+        return float("inf")
 
 
 def _numbers(values: dict[str, Any], prefix: str) -> list[tuple[str, float]]:

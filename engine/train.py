@@ -19,6 +19,7 @@ from engine.build import (
     build_training_sampler,
     build_training_set,
     build_validation_set,
+    check_processes,
     needs_masks,
 )
 from engine.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
@@ -66,6 +67,7 @@ class Run:
         self.folder = Path(config.output_dir)
         self.reporter = Reporter(world)
         self.trackers: list[Tracker] = []
+        check_processes(config, world)
         checkpoint = self._find_checkpoint(resume)
 
         torch.manual_seed(config.seed)  # what is initialised at random is the same in every process
@@ -215,9 +217,11 @@ class Run:
     def _evaluate(self, epoch: int, *, is_last: bool) -> list[Score]:
         began = time.perf_counter()
         config = self.config
+        model = self.model if self.average is None else self.average.module
+        self.world.share_buffers(model)
         with self.reporter.bar("evaluating", len(self.validation_set)) as show:
             rows = predict_dataset(
-                self.model if self.average is None else self.average.module,
+                model,
                 self.validation_set,
                 world=self.world,
                 batch_size=config.eval.batch_size,
@@ -323,7 +327,10 @@ class Run:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             (self.folder / "config.yaml").write_text(dump_config(self.config), encoding="utf-8")
-            self.trackers = [JsonlTracker(self.folder / "metrics.jsonl"), TensorBoardTracker(self.folder / "tensorboard")]
+            self.trackers = [
+                JsonlTracker(self.folder / "metrics.jsonl", start_step=self.step),
+                TensorBoardTracker(self.folder / "tensorboard", start_step=self.step),
+            ]
         except OSError as error:
             raise UserError(f"output_dir: {self.folder} cannot be written to ({error.strerror}).") from None
 

@@ -119,6 +119,9 @@ def read_image(path: Path) -> np.ndarray:
     """
     try:
         with Image.open(path) as image:
+            if image.mode.startswith("I;16"):  # Pillow would cut its values off at 255
+                grey = (np.asarray(image) // 256).astype(np.uint8)
+                return np.repeat(grey[:, :, None], 3, axis=2)
             return np.asarray(image.convert("RGB"))
     except FileNotFoundError:
         raise UserError(f"There is no image file {path}.") from None

@@ -41,11 +41,11 @@ def test_making_rows_leaves_the_prediction_as_it_was():
     assert all(torch.equal(given[key], value) for key, value in prediction(with_masks=True).items())
 
 
-def test_mask_probabilities_above_a_half_become_rle_that_pycocotools_reads():
+def test_mask_probabilities_above_a_half_become_the_rle_of_pycocotools():
     rows = to_rows(7, prediction(with_masks=True), CATEGORIES)
-    expected = np.zeros((20, 30), np.uint8)
+    expected = np.zeros((20, 30), np.uint8, order="F")
     expected[3:9, 2:11] = 1
-    assert np.array_equal(mask_api.decode(rows[0]["segmentation"]), expected)
+    assert rows[0]["segmentation"] == {"size": [20, 30], "counts": mask_api.encode(expected)["counts"].decode()}
     assert mask_api.area(rows[1]["segmentation"]) == 0
 
 

@@ -1,0 +1,294 @@
+"""Checkpoints: whole or not there, no code run from them, and nothing loaded that does not fit."""
+
+import json
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torchvision.models.detection import MaskRCNN
+from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
+from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
+
+from backbones.errors import UserError
+from engine.build import build_model
+from engine.checkpoint import load_checkpoint, load_detector_weights, save_checkpoint
+from engine.config_file import apply_overrides
+from engine.data.annotations import Category, load_annotations
+
+CATEGORIES = [Category(3, "bar"), Category(44, "square"), Category(90, "never")]
+
+
+@pytest.fixture
+def config(make_config):
+    return make_config()
+
+
+@pytest.fixture
+def model(config):
+    return build_model(config, num_classes=4, load_weights=True)
+
+
+@pytest.fixture
+def saved(config, model, tmp_path) -> Path:
+    path = tmp_path / "some" / "best.pt"
+    training = {"step": 12, "optimizer": {"state": {0: torch.ones(2)}}}
+    save_checkpoint(path, model=model.state_dict(), config=config, categories=CATEGORIES, training=training)
+    return path
+
+
+def assert_equal(first: dict[str, Tensor], second: dict[str, Tensor]) -> None:
+    assert first.keys() == second.keys()
+    assert all(torch.equal(value, second[key]) for key, value in first.items())
+
+
+def altered(annotations: str, path: Path, category: dict[str, object]) -> str:
+    """A copy of an annotation file with the category "bar" changed."""
+    content = json.loads(Path(annotations).read_text())
+    for entry in content["categories"]:
+        entry.update(category if entry["name"] == "bar" else {})
+    for entry in content["annotations"]:
+        entry["category_id"] = category.get("id", 3) if entry["category_id"] == 3 else entry["category_id"]
+    path.write_text(json.dumps(content))
+    return str(path)
+
+
+# ---- What is written is what is read ----
+
+
+def test_a_checkpoint_gives_back_model_config_categories_and_training_state(saved, config, model):
+    loaded = load_checkpoint(saved)
+    assert_equal(loaded.model, model.state_dict())
+    assert loaded.load_config() == config
+    assert loaded.categories == CATEGORIES
+    assert loaded.training["step"] == 12
+    assert torch.equal(loaded.training["optimizer"]["state"][0], torch.ones(2))
+
+
+def test_the_model_is_rebuilt_with_its_weights_in_evaluation_mode(saved, model):
+    loaded = load_checkpoint(saved)
+    rebuilt = loaded.build_model(loaded.load_config())
+    assert_equal(rebuilt.state_dict(), model.state_dict())
+    assert not rebuilt.training
+
+
+def test_a_checkpoint_is_plain_torch_that_needs_no_code_of_ours(saved, model):
+    content = torch.load(saved, weights_only=True)
+    assert_equal(content["model"], model.state_dict())
+    assert content["categories"][1] == {"id": 44, "name": "square"}
+    assert content["config"]["model"]["head"]["box_head_dim"] == 32
+
+
+def test_a_checkpoint_without_training_state_says_so(config, model, tmp_path):
+    save_checkpoint(tmp_path / "best.pt", model=model.state_dict(), config=config, categories=CATEGORIES)
+    assert load_checkpoint(tmp_path / "best.pt").training is None
+
+
+def test_overrides_change_the_config_they_give_and_not_the_checkpoint(saved):
+    loaded = load_checkpoint(saved)
+    assert loaded.load_config(["eval.batch_size=3"]).eval.batch_size == 3
+    assert loaded.load_config().eval.batch_size == 1
+
+
+def test_a_wrong_override_is_refused(saved):
+    with pytest.raises(UserError, match=r"eval\.batch: unknown key"):
+        load_checkpoint(saved).load_config(["eval.batch=3"])
+
+
+# ---- Written whole or not at all ----
+
+
+def test_a_failure_while_writing_leaves_the_old_file(saved, config, model, monkeypatch):
+    before = saved.read_bytes()
+
+    def fail_halfway(content, file):
+        file.write(b"half of")
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(torch, "save", fail_halfway)
+    with pytest.raises(OSError, match="No space"):
+        save_checkpoint(saved, model=model.state_dict(), config=config, categories=CATEGORIES)
+    assert saved.read_bytes() == before
+
+
+def test_what_an_earlier_failure_left_does_not_get_in_the_way(saved, config, model):
+    saved.with_name("best.pt.part").write_bytes(b"half of")
+    save_checkpoint(saved, model=model.state_dict(), config=config, categories=[])
+    assert load_checkpoint(saved).categories == []
+    assert [path.name for path in saved.parent.iterdir()] == ["best.pt"]
+
+
+# ---- What is no checkpoint ----
+
+
+class Intruder:
+    """Unpickling one makes a file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self):
+        return Path.touch, (self.path,)
+
+
+def refuse(path: Path, message: str) -> None:
+    with pytest.raises(UserError, match=message) as caught:
+        load_checkpoint(path)
+    assert str(path) in str(caught.value)
+
+
+def test_a_missing_checkpoint_is_named(tmp_path):
+    refuse(tmp_path / "none.pt", "There is no checkpoint at")
+
+
+@pytest.mark.parametrize("content", [b"", b"not a checkpoint", b"\x80\x02}q\x00.", b"PK\x03\x04" + b"\0" * 100])
+def test_garbage_is_refused(tmp_path, content):
+    path = tmp_path / "garbage.pt"
+    path.write_bytes(content)
+    refuse(path, "garbage")
+
+
+@pytest.mark.parametrize("share", [0.3, 0.9, 0.999])
+def test_a_truncated_checkpoint_is_refused(saved, share):
+    content = saved.read_bytes()
+    saved.write_bytes(content[: int(len(content) * share)])
+    refuse(saved, "truncated|not a PyTorch file")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [{"model": {"w": torch.ones(1)}, "epoch": 3}, {"w": torch.ones(1)}, torch.ones(3), [1, 2], {}],
+    ids=["container", "state dict", "tensor", "list", "empty"],
+)
+def test_the_checkpoint_of_another_program_is_refused(tmp_path, content):
+    torch.save(content, tmp_path / "other.pt")
+    refuse(tmp_path / "other.pt", "is no checkpoint of a training run here")
+
+
+def test_a_checkpoint_of_another_version_is_refused(saved):
+    content = torch.load(saved, weights_only=True) | {"format": 99}
+    torch.save(content, saved)
+    refuse(saved, "format 99; this version reads 1")
+
+
+def test_code_in_a_file_is_refused_and_not_run(tmp_path):
+    trace, path = tmp_path / "was run", tmp_path / "evil.pt"
+    torch.save({"format": 1, "model": {}, "config": {}, "categories": Intruder(trace)}, path)
+    refuse(path, "could run code")
+    assert not trace.exists()
+    torch.load(path, weights_only=False)
+    assert trace.exists(), "the file is not evil: this test shows nothing"
+
+
+def test_code_in_a_bare_pickle_is_refused_and_not_run(tmp_path, make_config, toy_data):
+    trace, path = tmp_path / "was run", tmp_path / "evil.pth"
+    path.write_bytes(pickle.dumps({"w": Intruder(trace)}))
+    refuse(path, "not loaded|cannot be read")
+    model = build_model(make_config(), num_classes=4, load_weights=False)
+    with pytest.raises(UserError):
+        load_detector_weights(model, path, load_annotations(toy_data["annotations"]))
+    assert not trace.exists()
+
+
+# ---- What does not fit ----
+
+
+def test_weights_of_another_model_are_refused_and_the_keys_named(saved):
+    loaded = load_checkpoint(saved)
+    with pytest.raises(UserError, match=r"does not fit.*roi_heads\.box_head\.fc6\.weight is 32x784 in the file and 48x784"):
+        loaded.build_model(loaded.load_config(["model.head.box_head_dim=48"]))
+
+
+@pytest.mark.parametrize(
+    "category, message",
+    [
+        ({"name": "stick"}, r"'bar' \(id 3\) against 'stick' \(id 3\)"),
+        ({"id": 4}, r"'bar' \(id 3\) against 'bar' \(id 4\)"),
+        ({"id": 60}, r"'bar' \(id 3\) against 'square' \(id 44\)"),
+    ],
+)
+def test_data_of_other_classes_are_refused_and_the_first_that_differs_named(saved, toy_data, tmp_path, category, message):
+    other = altered(toy_data["annotations"], tmp_path / "other.json", category)
+    with pytest.raises(UserError, match=message) as caught:
+        load_checkpoint(saved).check_categories(load_annotations(other))
+    assert other in str(caught.value)
+    load_checkpoint(saved).check_categories(load_annotations(toy_data["annotations"]))
+
+
+def test_data_with_fewer_classes_are_refused(saved, toy_data, tmp_path):
+    content = json.loads(Path(toy_data["annotations"]).read_text())
+    content["categories"] = [category for category in content["categories"] if category["name"] != "never"]
+    (tmp_path / "fewer.json").write_text(json.dumps(content))
+    with pytest.raises(UserError, match="3 classes against 2"):
+        load_checkpoint(saved).check_categories(load_annotations(tmp_path / "fewer.json"))
+
+
+# ---- Weights of a whole detector ----
+
+
+def test_a_checkpoint_of_ours_gives_its_weights_to_a_model(saved, config, model, toy_data):
+    other = build_model(config, num_classes=4, load_weights=False)
+    nn.init.zeros_(other.rpn.head.conv[0][0].weight)
+    load_detector_weights(other, saved, load_annotations(toy_data["annotations"]))
+    assert_equal(other.state_dict(), model.state_dict())
+
+
+def test_a_checkpoint_of_ours_with_other_classes_gives_no_weights(saved, model, toy_data, tmp_path):
+    other = load_annotations(altered(toy_data["annotations"], tmp_path / "other.json", {"name": "stick"}))
+    with pytest.raises(UserError, match="trained on other classes"):
+        load_detector_weights(model, saved, other)
+
+
+@pytest.fixture(scope="module")
+def torchvisions():
+    """torchvision's own Mask R-CNN on a ResNet-18, its box head made small, with random weights."""
+    torch.manual_seed(1)
+    backbone = resnet_fpn_backbone(backbone_name="resnet18", weights=None)
+    box_parts = {"box_head": TwoMLPHead(256 * 49, 32), "box_predictor": FastRCNNPredictor(32, 4)}
+    return MaskRCNN(backbone, min_size=64, max_size=128, box_score_thresh=0.0, **box_parts).eval()
+
+
+@pytest.fixture
+def likewise(make_config):
+    """The same architecture from a config."""
+    content = make_config().model_dump()
+    content["model"] = {"backbone": {"name": "resnet18", "norm": "frozen_bn"}}
+    content["model"]["head"] = {"name": "mask_rcnn", "box_head_dim": 32, "box_score_thresh": 0.0}
+    return build_model(apply_overrides(content, [], origin="test"), num_classes=4, load_weights=False)
+
+
+def old_name(key: str) -> str:
+    """The key of torchvision before its version 0.13."""
+    key = key.replace("rpn.head.conv.0.0.", "rpn.head.conv.")
+    for blocks in ("inner_blocks", "layer_blocks"):
+        for level in range(4):
+            key = key.replace(f"fpn.{blocks}.{level}.0.", f"fpn.{blocks}.{level}.")
+    for layer in range(4):
+        key = key.replace(f"mask_head.{layer}.0.", f"mask_head.mask_fcn{layer + 1}.")
+    return key
+
+
+@pytest.mark.parametrize("rename", [str, old_name], ids=["new names", "old names"])
+def test_torchvisions_detector_loads_and_predicts_as_torchvisions_own(torchvisions, likewise, rename, tmp_path, toy_data):
+    state_dict = {rename(key): value for key, value in torchvisions.state_dict().items()}
+    if rename is old_name:
+        olds = ["rpn.head.conv.weight", "backbone.fpn.inner_blocks.0.weight", "roi_heads.mask_head.mask_fcn1.weight"]
+        assert set(olds) <= state_dict.keys()
+    torch.save(state_dict, tmp_path / "weights.pth")
+    load_detector_weights(likewise, tmp_path / "weights.pth", load_annotations(toy_data["annotations"]))
+    likewise.eval()
+    image = torch.randint(0, 256, (3, 60, 80), dtype=torch.uint8)
+    with torch.no_grad():
+        expected, found = torchvisions([image / 255])[0], likewise([image])[0]
+    assert len(expected["boxes"]) > 5
+    for key, value in expected.items():
+        torch.testing.assert_close(found[key], value, rtol=1e-4, atol=1e-4)
+
+
+def test_weights_that_lack_a_layer_are_refused_and_it_is_named(torchvisions, likewise, tmp_path, toy_data):
+    state_dict = dict(torchvisions.state_dict())
+    del state_dict["rpn.head.cls_logits.weight"]
+    torch.save(state_dict, tmp_path / "weights.pth")
+    with pytest.raises(UserError, match=r"missing rpn\.head\.cls_logits\.weight"):
+        load_detector_weights(likewise, tmp_path / "weights.pth", load_annotations(toy_data["annotations"]))

@@ -1,0 +1,94 @@
+"""What a run prints."""
+
+import sys
+
+import pytest
+import torch
+
+from engine import progress
+from engine.coco_eval import Score
+from engine.distributed import World
+from engine.progress import Reporter, Speed, clock, peak_memory_gb
+
+CPU = torch.device("cpu")
+
+
+def reporter(rank: int = 0) -> Reporter:
+    return Reporter(World(rank, 2, CPU))
+
+
+def test_only_the_main_process_prints(capsys):
+    for rank in (0, 1):
+        one = reporter(rank)
+        one.line(f"from {rank}")
+        one.scores([Score("bbox", {"AP": 0.5}, {"cat": 0.5})])
+        one.per_class([Score("bbox", {"AP": 0.5}, {"cat": 0.5})])
+        with one.bar("working", 3) as show:
+            show(1)
+    out = capsys.readouterr().out
+    assert "from 0" in out
+    assert "from 1" not in out
+    assert out.count("Average Precision") == out.count("cat") == 1
+
+
+@pytest.mark.parametrize("text", ["a" * 500, "[red]not markup[/red] [/]", ":dog: /data/:car:/x", "step 3/10  loss 1.5"])
+def test_a_line_is_printed_as_it_is(capsys, text):
+    reporter().line(text)
+    assert capsys.readouterr().out == text + "\n"
+
+
+def test_scores_are_printed_as_cocos_tools_print_them(capsys):
+    score = Score("segm", {"AP": 0.25, "AR100": -1.0}, {})
+    reporter().scores([score])
+    assert capsys.readouterr().out.splitlines() == ["segm:", *score.lines()]
+
+
+def test_the_table_has_a_row_a_class_and_a_dash_where_there_is_nothing_to_find(capsys):
+    boxes, masks = Score("bbox", {}, {"cat": 0.25, "dog": -1.0}), Score("segm", {}, {"cat": 0.125, "dog": 0.0})
+    reporter().per_class([boxes, masks])
+    lines = capsys.readouterr().out.splitlines()
+    assert any("bbox AP" in line and "segm AP" in line for line in lines)
+    assert any("cat" in line and "0.250" in line and "0.125" in line for line in lines)
+    assert any("dog" in line and "–" in line and "0.000" in line and "-1" not in line for line in lines)
+
+
+@pytest.mark.parametrize("name", ["[other]", "[/x]", "a[red]b", ":dog:"])
+def test_a_class_name_is_printed_as_it_is(capsys, name):
+    reporter().per_class([Score("bbox", {}, {name: 0.5})])
+    assert name in capsys.readouterr().out
+
+
+def test_without_a_terminal_there_is_no_bar(capsys):
+    with reporter().bar("working", 10) as show:
+        show(5)
+    captured = capsys.readouterr()
+    assert captured.out == captured.err == ""
+
+
+def test_speed_counts_the_steps_and_not_what_is_between_them(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(progress.time, "perf_counter", lambda: now[0])
+    speed = Speed(batch_size=8)
+    for step_seconds, pause in ((1, 100), (3, 50)):
+        speed.start()
+        now[0] += step_seconds
+        speed.stop()
+        now[0] += pause
+    assert speed.report(steps_left=10) == (4.0, 20.0)
+    speed.start()
+    now[0] += 8
+    speed.stop()
+    assert speed.report(steps_left=3) == (1.0, 24.0), "only what came after the last report"
+
+
+@pytest.mark.parametrize("seconds, text", [(0.4, "0:00:00"), (59.6, "0:01:00"), (3661, "1:01:01"), (360000, "100:00:00")])
+def test_a_clock_shows_hours_minutes_and_seconds(seconds, text):
+    assert clock(seconds) == text
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+def test_memory_is_the_most_this_process_held():
+    from pathlib import Path
+
+    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    assert peak_memory_gb(CPU) == pytest.approx(int(status["VmHWM"].split()[0]) * 1024 / 1e9, rel=0.05)
