@@ -34,6 +34,10 @@ class _Source:
     places: dict[Key, str] = field(default_factory=dict)
 
     def place(self, key: Key) -> str:
+        """Where to put a mistake right: an override of this key or of what is below it, or the nearest line of the file."""
+        for known, place in reversed(self.places.items()):
+            if known[: len(key)] == key and place.startswith("the override"):
+                return place
         while key and key not in self.places:
             key = key[:-1]
         return self.places.get(key, self.path)
@@ -135,6 +139,9 @@ def _apply(content: dict[str, Any], override: str, source: _Source) -> None:
         if isinstance(here, list):
             here = here[_list_index(here, name, override)]
             continue
+        if name not in here and (*parents, last)[i + 1].isdigit():
+            path = ".".join(parents[: i + 1])
+            raise UserError(f"The override {override!r}: the config has no list {path}. Give it whole: {path}=[...].")
         if not isinstance(here.get(name), dict | list):
             here[name] = {}  # a section left to its defaults, or a name such as `shapes` replaced by paths
         here = here[name]
@@ -165,11 +172,17 @@ def _describe(error: ValidationError, content: dict[str, Any], source: _Source) 
             message = "this key is required"
         elif item["type"] == "value_error":
             message = str(item["ctx"]["error"])
+        elif item["type"] in ("model_type", "model_attributes_type"):
+            message = f"this key has keys of its own, and cannot be {item['input']!r}"
         else:
             message = f"{item['msg']}, not {item['input']!r}"
         known = problems.setdefault(key, [])
         if message not in known:
             known.append(message)
+    # Where a key takes values of two kinds, what is wrong inside the one says more than that it is not the other.
+    outer = [key for key in problems for other in problems if len(other) > len(key) and other[: len(key)] == key]
+    for key in outer:
+        problems.pop(key, None)
     return [f"{source.place(key)}: {_dotted(key)}{': ' if key else ''}{'; or '.join(m)}" for key, m in problems.items()]
 
 

@@ -55,6 +55,7 @@ def test_backbones_import_other_zoos_only_when_used(path):
     assert not [f"line {line}: {name}" for line, name in found if name not in BACKBONES_NEED]
 
 
+@pytest.mark.slow
 def test_backbones_and_heads_import_where_only_torch_and_torchvision_are_installed():
     code = f"import sys; sys.modules.update(dict.fromkeys({OTHERS})); import backbones, heads; print(*heads.__all__)"
     result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)

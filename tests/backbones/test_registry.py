@@ -1,5 +1,7 @@
 """backbones/registry.py: names, options, and what a newcomer registers."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
@@ -159,6 +161,11 @@ def test_options_of_an_entry_come_with_their_types():
     def takes_anything(**options):
         return options
 
+    @registry.register("quoted")
+    def quoted(*, size: "int | None" = None, image: "Nowhere" = None, untyped=0):  # noqa: F821
+        return size, image, untyped
+
+    assert registry.options("quoted") == {"size": int | None, "image": Any, "untyped": Any}
     assert registry.options("plain", besides=["image"]) == {"size": int, "name": str}
     assert registry.options("heir", besides=["image"]) == {"extra": float, "size": int, "name": str}
     assert registry.options("open") is None

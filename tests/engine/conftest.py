@@ -1,7 +1,6 @@
 """A tiny data set in COCO's format, the config of a detector small enough to train on it in a second, and one trained run."""
 
 import copy
-import functools
 import json
 import os
 from collections.abc import Callable
@@ -47,7 +46,7 @@ TOY: dict[str, Any] = {
     "train": {"batch_size": 2, "epochs": 1, "log_steps": 1},
     "optimizer": {"name": "sgd", "lr": 0.01},
     "schedule": {"warmup_steps": 0},
-    "eval": {"pictures": 2},
+    "eval": {"pictures": 0},
     "device": "cpu",
 }
 
@@ -104,24 +103,25 @@ def _segmentation(mask: np.ndarray, box: list[int], form: str) -> Any:
     return {"size": list(mask.shape), "counts": [0, *counts] if flat[0] else counts}
 
 
-def toy_config(*overrides: str, data: dict[str, str], output_dir: Path) -> Config:
-    """The toy detector on `data`, for training and validation, with `key=value` overrides."""
+def toy_config(*overrides: str, data: dict[str, str], val: dict[str, str] | None = None, output_dir: Path) -> Config:
+    """The toy detector on `data`, validated on the same unless `val` is given, with `key=value` overrides."""
     content = copy.deepcopy(TOY) | {"output_dir": str(output_dir)}
-    content["data"] |= {"train": dict(data), "val": dict(data)}
+    content["data"] |= {"train": dict(data), "val": dict(val or data)}
     return apply_overrides(content, overrides, origin="the toy config")
 
 
-@functools.cache
+_TRAINED: list[SimpleNamespace] = []
+
+
 def train_once(factory: pytest.TempPathFactory) -> SimpleNamespace:
     """A Mask R-CNN trained until it finds what it was trained on: its data, config, folder and last scores."""
-    folder = factory.mktemp("trained")
-    data = write_coco(folder / "data")
-    config = toy_config(
-        *MASKS, "train.epochs=25", "eval.every_epochs=25", "optimizer.name=adamw", "optimizer.lr=0.002", data=data,
-        output_dir=folder / "run",
-    )  # fmt: skip
-    torch.manual_seed(0)
-    return SimpleNamespace(data=data, config=config, folder=folder / "run", scores=train(config))
+    if not _TRAINED:
+        folder = factory.mktemp("trained")
+        data = write_coco(folder / "data")
+        overrides = [*MASKS, "train.epochs=25", "eval.every_epochs=25", "optimizer.name=adamw", "optimizer.lr=0.002", "eval.pictures=2"]
+        config = toy_config(*overrides, data=data, output_dir=folder / "run")
+        _TRAINED.append(SimpleNamespace(data=data, config=config, folder=folder / "run", scores=train(config)))
+    return _TRAINED[0]
 
 
 @pytest.fixture(scope="session")
@@ -136,12 +136,21 @@ def square_data(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     return write_coco(tmp_path_factory.mktemp("squares"), 8, sizes=((64, 64),))
 
 
-@pytest.fixture
-def make_config(toy_data: dict[str, str], tmp_path: Path) -> Callable[..., Config]:
-    """A function from overrides to a config of the toy detector; the run goes into `tmp_path / "run"`."""
+@pytest.fixture(scope="session")
+def few_data(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Two images, quickly evaluated."""
+    return write_coco(tmp_path_factory.mktemp("few"), 2)
 
-    def make(*overrides: str, data: dict[str, str] = toy_data, name: str = "run") -> Config:
-        return toy_config(*overrides, data=data, output_dir=tmp_path / name)
+
+@pytest.fixture
+def make_config(toy_data: dict[str, str], few_data: dict[str, str], tmp_path: Path) -> Callable[..., Config]:
+    """A function from overrides to a config of the toy detector; the run goes into `tmp_path / name`.
+
+    It trains on `toy_data` and is validated on `few_data`; where `data` is given, on that for both.
+    """
+
+    def make(*overrides: str, data: dict[str, str] | None = None, name: str = "run") -> Config:
+        return toy_config(*overrides, data=data or toy_data, val=data or few_data, output_dir=tmp_path / name)
 
     return make
 

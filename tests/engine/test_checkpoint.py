@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torchvision.models.detection import MaskRCNN
 from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
+from torchvision.models.detection.mask_rcnn import MaskRCNNPredictor
 
 from backbones.errors import UserError
 from engine.build import build_model
@@ -183,7 +184,7 @@ def test_code_in_a_file_is_refused_and_not_run(tmp_path):
 
 def test_code_in_a_bare_pickle_is_refused_and_not_run(tmp_path, make_config, toy_data):
     trace, path = tmp_path / "was run", tmp_path / "evil.pth"
-    path.write_bytes(pickle.dumps({"w": Intruder(trace)}))
+    path.write_bytes(pickle.dumps({"w": Intruder(trace)}, protocol=2))
     refuse(path, "not loaded|cannot be read")
     model = build_model(make_config(), num_classes=4, load_weights=False)
     with pytest.raises(UserError):
@@ -245,8 +246,9 @@ def torchvisions():
     """torchvision's own Mask R-CNN on a ResNet-18, its box head made small, with random weights."""
     torch.manual_seed(1)
     backbone = resnet_fpn_backbone(backbone_name="resnet18", weights=None)
-    box_parts = {"box_head": TwoMLPHead(256 * 49, 32), "box_predictor": FastRCNNPredictor(32, 4)}
-    return MaskRCNN(backbone, min_size=64, max_size=128, box_score_thresh=0.0, **box_parts).eval()
+    parts = {"box_head": TwoMLPHead(256 * 49, 32), "box_predictor": FastRCNNPredictor(32, 4)}
+    parts["mask_predictor"] = MaskRCNNPredictor(256, 256, 4)
+    return MaskRCNN(backbone, min_size=64, max_size=128, box_score_thresh=0.0, box_detections_per_img=6, **parts).eval()
 
 
 @pytest.fixture
@@ -254,7 +256,7 @@ def likewise(make_config):
     """The same architecture from a config."""
     content = make_config().model_dump()
     content["model"] = {"backbone": {"name": "resnet18", "norm": "frozen_bn"}}
-    content["model"]["head"] = {"name": "mask_rcnn", "box_head_dim": 32, "box_score_thresh": 0.0}
+    content["model"]["head"] = {"name": "mask_rcnn", "box_head_dim": 32, "box_score_thresh": 0.0, "box_detections_per_img": 6}
     return build_model(apply_overrides(content, [], origin="test"), num_classes=4, load_weights=False)
 
 

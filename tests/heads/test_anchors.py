@@ -86,7 +86,7 @@ def test_a_backbone_without_feature_specs_is_refused():
 
 
 def test_a_backbone_without_out_channels_is_refused_with_its_levels():
-    with pytest.raises(UserError, match=r"no out_channels.*c2: 64, c3: 128.*build_fpn_backbone"):
+    with pytest.raises(UserError, match=r"no out_channels.*c2: 64, c3: 128.*Put a pyramid on it"):
         faster_rcnn(build_backbone("resnet18"), 3)
 
 

@@ -1,0 +1,224 @@
+"""Evaluation: every image once, in its own pixels, to numbers that pycocotools confirms."""
+
+import contextlib
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+from torch import nn
+
+from backbones.errors import UserError
+from engine.build import build_model, build_validation_set
+from engine.coco_eval import Score
+from engine.data.annotations import load_annotations
+from engine.data.dataset import CocoDataset
+from engine.distributed import World
+from engine.evaluate import evaluate_detector, predict_dataset, score_predictions
+from engine.train import train
+
+ALONE = World(0, 1, torch.device("cpu"))
+
+
+class Oracle(nn.Module):
+    """Knows each image by its pixels, and answers with the truth; `seen` is what it was asked."""
+
+    def __init__(self, dataset: CocoDataset) -> None:
+        super().__init__()
+        self.truth = {}
+        self.seen: list[bytes] = []
+        for index in range(len(dataset)):
+            image, target = dataset[index]
+            self.truth[image.numpy().tobytes()] = target
+
+    def forward(self, images):
+        assert not self.training
+        self.seen += [image.numpy().tobytes() for image in images]
+        return [self.answer(self.truth[image.numpy().tobytes()]) for image in images]
+
+    def answer(self, target):
+        answer = {"boxes": target["boxes"], "labels": target["labels"], "scores": torch.full((len(target["boxes"]),), 0.9)}
+        return answer | ({"masks": target["masks"][:, None].float()} if "masks" in target else {})
+
+
+@pytest.fixture(params=[False, True], ids=["boxes", "boxes and masks"])
+def dataset(toy_data, request) -> CocoDataset:
+    return CocoDataset(Path(toy_data["images"]), load_annotations(toy_data["annotations"]), with_masks=request.param)
+
+
+def pycocotools_stats(results: Path, annotations: str, iou_type: str) -> list[float]:
+    with contextlib.redirect_stdout(io.StringIO()):
+        truth = COCO(annotations)
+        evaluator = COCOeval(truth, truth.loadRes(str(results)), iou_type)
+        evaluator.evaluate()
+        evaluator.accumulate()
+        evaluator.summarize()
+    return evaluator.stats.tolist()
+
+
+def own_stats(scores: list[Score]) -> list[list[float]]:
+    return [list(score.stats.values()) for score in scores]
+
+
+# ---- Prediction ----
+
+
+@pytest.mark.parametrize("batch_size, num_workers", [(1, 0), (3, 0), (100, 0), (2, 1)])
+def test_a_model_that_knows_the_truth_scores_one_whatever_the_batches(dataset, batch_size, num_workers):
+    model = Oracle(dataset)
+    rows = predict_dataset(model, dataset, world=ALONE, batch_size=batch_size, num_workers=num_workers)
+    path, with_masks = dataset.annotations.path, dataset.with_masks
+    scores = score_predictions(rows, path, with_masks=with_masks, backend="hotcoco")
+    assert [score.iou_type for score in scores] == ["bbox", "segm"][: 1 + with_masks]
+    for score in scores:
+        assert score.stats["AP"] == pytest.approx(1)
+        assert score.stats["AR100"] == pytest.approx(1)
+        assert score.per_class == pytest.approx({"bar": 1, "square": 1, "never": -1})
+    assert sorted(model.seen) == sorted(model.truth), "each image once"
+
+
+def test_rows_come_in_the_order_of_the_data_set(dataset):
+    rows = predict_dataset(Oracle(dataset), dataset, world=ALONE, batch_size=3)
+    order = list(dict.fromkeys(row["image_id"] for row in rows))
+    assert order == [i for i in dataset.annotations.image_ids.tolist() if i in order]
+    assert order != sorted(order)
+
+
+@pytest.mark.parametrize("size", [2, 3, 10])
+def test_the_shards_of_several_processes_make_up_the_rows_of_one(dataset, size, monkeypatch):
+    whole = predict_dataset(Oracle(dataset), dataset, world=ALONE, batch_size=2)
+    shards = []
+    monkeypatch.setattr(World, "gather", lambda self, value: (shards.append(value), [])[1])
+    for rank in reversed(range(size)):
+        predicted = predict_dataset(Oracle(dataset), dataset, world=World(rank, size, ALONE.device), batch_size=2) if rank else None
+        assert predicted is None
+    monkeypatch.setattr(World, "gather", lambda self, value: [value, *shards])
+    assert predict_dataset(Oracle(dataset), dataset, world=World(0, size, ALONE.device), batch_size=2) == whole
+
+
+def test_the_model_is_left_in_the_mode_it_was_in(dataset):
+    for training in (True, False):
+        model = Oracle(dataset).train(training)
+        predict_dataset(model, dataset, world=ALONE)
+        assert model.training is training
+
+
+def test_progress_is_told_for_every_batch(dataset):
+    told = []
+    predict_dataset(Oracle(dataset), dataset, world=ALONE, batch_size=3, on_image=lambda *progress: told.append(progress))
+    assert told == [(3, 7), (6, 7), (7, 7)]
+
+
+@pytest.mark.parametrize("min_size", [32, 128])
+def test_predictions_are_in_the_images_own_pixels(make_config, toy_data, min_size):
+    """Random weights find boxes all over the image, cut at its border."""
+    overrides = (f"data.min_size={min_size}", "model.head.box_score_thresh=0.0", "model.head.anchor_scale=16")
+    config = make_config(*overrides, data=toy_data)
+    dataset = build_validation_set(config)
+    model = build_model(config, num_classes=4, load_weights=False)
+    rows = predict_dataset(model, dataset, world=ALONE)
+    table = dataset.annotations
+    for image_id, height, width in zip(table.image_ids.tolist(), table.heights, table.widths, strict=True):
+        x, y, w, h = np.array([row["bbox"] for row in rows if row["image_id"] == image_id]).T
+        assert 0.9 * width < (x + w).max() <= width + 1e-3
+        assert 0.9 * height < (y + h).max() <= height + 1e-3
+        assert min(x.min(), y.min()) >= 0
+
+
+def test_a_real_model_finds_the_same_in_batches_of_images_of_one_size(make_config, square_data):
+    config = make_config(data=square_data)
+    model = build_model(config, num_classes=4, load_weights=False)
+    dataset = build_validation_set(config)
+    one, three = (predict_dataset(model, dataset, world=ALONE, batch_size=size) for size in (1, 3))
+    assert len(one) == len(three) > 0
+    for first, second in zip(one, three, strict=True):
+        assert {**first, "bbox": 0, "score": 0} == {**second, "bbox": 0, "score": 0}
+        assert [*first["bbox"], first["score"]] == pytest.approx([*second["bbox"], second["score"]], abs=1e-3)
+
+
+# ---- Scores and files ----
+
+
+def test_the_results_written_score_with_pycocotools_to_the_very_numbers_printed(trained):
+    printed = json.loads((trained.folder / "eval" / "scores.json").read_text())
+    for iou_type in ("bbox", "segm"):
+        results = trained.folder / "eval" / f"{iou_type}_results.json"
+        expected = pycocotools_stats(results, trained.data["annotations"], iou_type)
+        assert 0.1 < expected[0] < 1, "too good or too bad to show anything"
+        assert list(printed[iou_type]["stats"].values()) == expected
+    assert own_stats(trained.scores) == [list(printed[iou_type]["stats"].values()) for iou_type in ("bbox", "segm")]
+
+
+def test_results_files_hold_boxes_or_masks_with_the_data_sets_own_ids(trained):
+    content = json.loads(Path(trained.data["annotations"]).read_text())
+    image_ids = {image["id"] for image in content["images"]}
+    for iou_type, field in (("bbox", "bbox"), ("segm", "segmentation")):
+        rows = json.loads((trained.folder / "eval" / f"{iou_type}_results.json").read_text())
+        assert all(set(row) == {"image_id", "category_id", "score", field} for row in rows)
+        assert {row["image_id"] for row in rows} <= image_ids
+        assert {row["category_id"] for row in rows} == {3, 44}
+
+
+def test_scores_file_says_the_backend_and_every_class(trained):
+    content = json.loads((trained.folder / "eval" / "scores.json").read_text())
+    assert content["backend"] == "hotcoco"
+    assert content["segm"]["per_class"] == trained.scores[1].per_class
+    assert list(content["bbox"]["per_class"]) == ["bar", "square", "never"]
+
+
+# ---- From the command line's arguments ----
+
+
+def printed_numbers(text: str) -> list[str]:
+    return [line for line in text.splitlines() if line.startswith(" Average")]
+
+
+@pytest.mark.parametrize("backend", ["hotcoco", "pycocotools"])
+def test_a_checkpoint_scores_what_its_training_said(trained, capsys, tmp_path, backend):
+    overrides = [f"eval.backend={backend}"]
+    scores = evaluate_detector(str(trained.folder / "best.pt"), overrides, output_dir=str(tmp_path / "out"))
+    assert own_stats(scores) == own_stats(trained.scores)
+    assert printed_numbers(capsys.readouterr().out) == [line for score in trained.scores for line in score.lines()]
+    for name in ("bbox_results.json", "segm_results.json"):
+        assert (tmp_path / "out" / name).read_text() == (trained.folder / "eval" / name).read_text()
+
+
+def test_a_config_with_weights_scores_as_the_checkpoint(trained):
+    scores = evaluate_detector(str(trained.folder / "config.yaml"), [], weights=str(trained.folder / "best.pt"))
+    assert own_stats(scores) == own_stats(trained.scores)
+
+
+def test_nothing_is_written_unless_a_folder_is_named(trained, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    evaluate_detector(str(trained.folder / "best.pt"), ["eval.batch_size=4"])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_another_validation_set_can_be_named(trained, square_data):
+    overrides = [f"data.val.{key}={value}" for key, value in square_data.items()]
+    scores = evaluate_detector(str(trained.folder / "best.pt"), overrides)
+    assert own_stats(scores) != own_stats(trained.scores)
+
+
+def test_a_config_without_weights_is_refused(trained):
+    with pytest.raises(UserError, match="has no trained weights: add --weights PATH"):
+        evaluate_detector(str(trained.folder / "config.yaml"), [])
+
+
+def test_a_folder_that_cannot_be_written_to_is_refused(trained, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot be written"):
+        evaluate_detector(str(trained.folder / "best.pt"), [], output_dir=str(tmp_path / "file" / "out"))
+
+
+def test_a_validation_set_without_objects_scores_minus_one_and_still_gives_weights(make_config, toy_data, tmp_path):
+    content = json.loads(Path(toy_data["annotations"]).read_text()) | {"annotations": []}
+    (tmp_path / "empty.json").write_text(json.dumps(content))
+    config = make_config(f"data.val.annotations={tmp_path / 'empty.json'}")
+    scores = train(config)
+    assert scores[0].stats["AP"] == -1
+    assert (tmp_path / "run" / "best.pt").exists()
