@@ -69,6 +69,8 @@ class Backbone(nn.Module):
         """A line for each stage: its name, whether it is trained, and its number of parameters."""
         lines = []
         for name, modules in self.stages().items():
+            if not modules:
+                continue
             total = sum(parameter.numel() for parameter in _parameters(modules))
             trained = sum(parameter.numel() for parameter in _parameters(modules) if parameter.requires_grad)
             state = "trained" if trained == total else "frozen" if trained == 0 else f"trained in part ({trained:,})"

@@ -80,7 +80,7 @@ class Registry(Generic[Constructor]):
             return
         for option in options:
             if option not in known:
-                hint = did_you_mean(option, known) or " It takes none."
+                hint = did_you_mean(option, known) or ("" if known else " It takes none.")
                 raise UserError(f"The {self.kind} {name!r} has no option {option!r}.{hint}")
 
 
@@ -90,7 +90,7 @@ def _annotation(parameter: inspect.Parameter, constructor: Callable[..., Any]) -
         return Any if parameter.annotation is parameter.empty else parameter.annotation
     try:
         return eval(parameter.annotation, vars(sys.modules[constructor.__module__]))
-    except NameError:
+    except (NameError, AttributeError):
         return Any
 
 

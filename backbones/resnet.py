@@ -153,8 +153,9 @@ class ResNet(Backbone):
 
     def stages(self) -> dict[str, list[nn.Module]]:
         """The stem and layer1..layer4, which `trainable_layers` counts from the end."""
-        layers = {f"layer{i}": [layer] for i, layer in enumerate(self.layers().values(), start=1)}
-        return {"stem": [self.conv1, self.bn1], **layers}
+        layers = list(self.layers().values())
+        # Stages that were not built count, too: trainable_layers means the same for any out_features.
+        return {"stem": [self.conv1, self.bn1], **{f"layer{i + 1}": layers[i : i + 1] for i in range(4)}}
 
 
 def select_features(all_specs: dict[str, FeatureSpec], names: Sequence[str] | None) -> dict[str, FeatureSpec]:

@@ -55,7 +55,7 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
         raise UserError(f"There is no weight file at {path}. Give the path of a .pth or .safetensors file.")
     if path.suffix == ".safetensors":
         try:
-            return load_safetensors(path)
+            return unwrap_state_dict(load_safetensors(path), source=path)
         except (SafetensorError, OSError) as error:
             raise UserError(f"{path} cannot be read as a safetensors file: {error}. Download or save it again.") from error
     return unwrap_state_dict(load_pickled_tensors(path), source=path)
@@ -74,7 +74,7 @@ def load_pickled_tensors(path: Path) -> Any:
             f"{path} was not loaded: it is not a PyTorch file, or it holds more than tensors, and reading it could run code "
             "from the file. Save the state dict alone: torch.save(model.state_dict(), path)."
         ) from error
-    except (RuntimeError, EOFError, OSError, ValueError) as error:
+    except Exception as error:  # a damaged file can fail anywhere in the reader: IndexError, struct.error, ...
         first_line = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(f"{path} cannot be read: {first_line}. It may be truncated; copy or download it again.") from error
 
@@ -88,9 +88,10 @@ def unwrap_state_dict(content: Any, *, source: str | Path) -> dict[str, Tensor]:
     for container in CONTAINERS:
         if isinstance(content, Mapping) and isinstance(content.get(container), Mapping):
             content = content[container]
-    if not isinstance(content, Mapping) or not any(isinstance(value, Tensor) for value in content.values()):
+    entries = content.items() if isinstance(content, Mapping) else ()
+    state_dict = {key: value for key, value in entries if isinstance(key, str) and isinstance(value, Tensor)}
+    if not state_dict:
         raise UserError(f"{source} holds no named tensors. A weight file is a state dict: {{name: tensor}}.")
-    state_dict = {key: value for key, value in content.items() if isinstance(value, Tensor)}
     if all(key.startswith("module.") for key in state_dict):
         state_dict = {key.removeprefix("module."): value for key, value in state_dict.items()}
     return state_dict
@@ -113,7 +114,8 @@ def download_torchvision_weights(architecture: str, name: str) -> dict[str, Tens
     entry = published[name]
     try:
         return entry.get_state_dict(progress=False, check_hash=True, weights_only=True)
-    except (OSError, RuntimeError) as error:  # URLError is an OSError; a wrong hash is a RuntimeError
+    # URLError is an OSError; a wrong hash a RuntimeError; a web page saved in the file's place cannot be unpickled.
+    except (OSError, RuntimeError, pickle.UnpicklingError) as error:
         raise UserError(
             f"The weights {name} of {architecture} could not be downloaded from {entry.url} ({error}). "
             f"Where there is no network, fetch that file elsewhere and pass its path: model.backbone.weights=PATH, or put it "

@@ -1,5 +1,6 @@
 """Anchors and RoI pooling derived from what a backbone declares, and the check that it declares it rightly."""
 
+import itertools
 import math
 from collections.abc import Sequence
 
@@ -25,7 +26,9 @@ def feature_levels(backbone: nn.Module) -> dict[str, FeatureSpec]:
             f"{type(backbone).__name__} is not a backbones.Backbone, so its channels and strides are unknown. Build one with "
             "build_fpn_backbone, or subclass Backbone and set feature_specs."
         )
-    levels = backbone.feature_specs
+    levels: dict[str, FeatureSpec] = getattr(backbone, "feature_specs", {})
+    if not levels:
+        raise UserError(f"{type(backbone).__name__} sets no feature_specs: the heads build their anchors from them.")
     out_channels = getattr(backbone, "out_channels", None)
     if out_channels is None:
         raise UserError(
@@ -73,11 +76,18 @@ def roi_pool(levels: dict[str, FeatureSpec], *, output_size: int, sampling_ratio
     """RoIAlign over the levels up to stride 32 with the scales that the strides say.
 
     Left to itself, torchvision infers the scales from the first batch and keeps them, wrong ones too.
+
+    Raises:
+        UserError: the strides do not double from level to level.
     """
     pooled = {name: spec for name, spec in levels.items() if spec.stride <= COARSEST_ROI_STRIDE}
     if not pooled:
         pooled = dict([next(iter(levels.items()))])
     strides = [spec.stride for spec in pooled.values()]
+    for (finer, coarser), name in zip(itertools.pairwise(strides), list(pooled)[1:], strict=True):
+        # Which level a RoI belongs to is a logarithm of its size: a gap would send some to a level that is not there.
+        if coarser != 2 * finer:
+            raise UserError(f"Level {name!r} has stride {coarser}, not {2 * finer}, twice that of the level before it.")
     pool = MultiScaleRoIAlign(list(pooled), output_size=output_size, sampling_ratio=sampling_ratio)
     pool.scales = [1.0 / stride for stride in strides]
     # Level k has stride 2**k; a RoI of 224 x 224 pixels belongs to level 4 (equation 1 of the FPN paper).

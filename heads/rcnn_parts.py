@@ -85,7 +85,11 @@ class RoIHeads(TorchvisionRoIHeads):
         """As torchvision's, on the proposals that are examples of an object or of the background."""
         self.check_targets(targets)
         assert targets is not None
-        proposals = [self._outside_crowd(boxes, target) for boxes, target in zip(proposals, targets, strict=True)]
+        outside = [self._outside_crowd(boxes, target) for boxes, target in zip(proposals, targets, strict=True)]
+        if not any(len(boxes) for boxes in outside) and not any(len(target["boxes"]) for target in targets):
+            # A batch that is all crowd gives no example at all, and the mean over none is NaN. Keep one proposal.
+            outside[0] = proposals[0][:1]
+        proposals = outside
         self.fg_bg_sampler.follow(targets)
         return super().select_training_samples(proposals, targets)
 
@@ -96,7 +100,4 @@ class RoIHeads(TorchvisionRoIHeads):
             # A person before the crowd is an object all the same.
             overlap = box_iou(proposals, objects).max(dim=1).values
             ignored &= overlap < self.proposal_matcher.high_threshold
-        elif ignored.all():
-            # An image that is all crowd would give no example at all, and the loss over none is NaN. Keep one proposal.
-            ignored[:1] = False
         return proposals[~ignored]

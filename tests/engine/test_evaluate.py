@@ -218,7 +218,7 @@ def test_a_folder_that_cannot_be_written_to_is_refused(trained, tmp_path):
 def test_a_validation_set_without_objects_scores_minus_one_and_still_gives_weights(make_config, toy_data, tmp_path):
     content = json.loads(Path(toy_data["annotations"]).read_text()) | {"annotations": []}
     (tmp_path / "empty.json").write_text(json.dumps(content))
-    config = make_config(f"data.val.annotations={tmp_path / 'empty.json'}")
+    config = make_config(f"data.val.annotations={tmp_path / 'empty.json'}", data=toy_data)
     scores = train(config)
     assert scores[0].stats["AP"] == -1
     assert (tmp_path / "run" / "best.pt").exists()

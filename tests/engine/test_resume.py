@@ -1,0 +1,285 @@
+"""A run that was stopped and resumed ends as one that was not, to the last bit."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+import engine.train
+from backbones.errors import UserError
+from engine.checkpoint import load_checkpoint
+from engine.config import Config
+from engine.config_file import dump_config
+from engine.tracking import JsonlTracker
+from engine.train import train
+from tests.engine.conftest import MASKS, toy_config, write_coco
+
+ROOT = Path(__file__).parents[2]
+# All that has a state: batch statistics, momentum, an average, random augmentations. Three epochs of three steps.
+STATEFUL = (
+    *MASKS,
+    "model.backbone.norm=bn",
+    "data.augmentations=[{name: horizontal_flip}, {name: color_jitter}]",
+    "data.min_size=[48, 64]",
+    "train.epochs=3",
+    "train.ema={decay: 0.9}",
+    "schedule.name=cosine",
+)
+SHORT = ("train.batch_size=7",)  # one step an epoch
+
+
+class Killed(BaseException):
+    pass
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory) -> SimpleNamespace:
+    folder = tmp_path_factory.mktemp("uninterrupted")
+    data = write_coco(folder / "data")
+    config = toy_config(*STATEFUL, data=data, output_dir=folder / "run")
+    train(config)
+    return SimpleNamespace(data=data, folder=folder / "run")
+
+
+@pytest.fixture
+def stateful(uninterrupted, tmp_path):
+    def make(*overrides: str) -> Config:
+        return toy_config(*STATEFUL, *overrides, data=uninterrupted.data, output_dir=tmp_path / "run")
+
+    return make
+
+
+def differences(first: Any, second: Any, path: str = "") -> list[str]:
+    """Where two nests of dicts, lists, tensors and numbers are not the same to the bit."""
+    if isinstance(first, dict) and isinstance(second, dict) and first.keys() == second.keys():
+        return [found for key in first for found in differences(first[key], second[key], f"{path}/{key}")]
+    if isinstance(first, list) and isinstance(second, list) and len(first) == len(second):
+        return [found for i, pair in enumerate(zip(first, second, strict=True)) for found in differences(*pair, f"{path}/{i}")]
+    if isinstance(first, torch.Tensor) and isinstance(second, torch.Tensor):
+        return [] if torch.equal(first, second) else [path]
+    return [] if type(first) is type(second) and first == second else [path]
+
+
+def assert_same_end(first: Path, second: Path) -> None:
+    for name in ("last.pt", "best.pt"):
+        one, two = load_checkpoint(first / name), load_checkpoint(second / name)
+        assert differences(one.model, two.model) == []
+        assert differences(one.training, two.training) == []
+    assert (first / "eval" / "segm_results.json").read_text() == (second / "eval" / "segm_results.json").read_text()
+    assert losses(first) == losses(second)
+
+
+def losses(folder: Path) -> list[tuple[str, int, Any]]:
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [(line["kind"], line["step"], line.get("loss", line.get("segm"))) for line in lines]
+
+
+def stop_after(monkeypatch, *, epoch: int | None = None, step: int | None = None) -> None:
+    """Make the next run break off once an epoch has been saved, or once a step has been logged."""
+    end_epoch, log = engine.train.Run._end_epoch, JsonlTracker.log
+
+    def end_epoch_and_stop(run, number):
+        end_epoch(run, number)
+        if number == epoch:
+            raise Killed
+
+    def log_and_stop(tracker, kind, number, values):
+        log(tracker, kind, number, values)
+        if number == step:
+            raise Killed
+
+    monkeypatch.setattr(engine.train.Run, "_end_epoch", end_epoch_and_stop)
+    monkeypatch.setattr(JsonlTracker, "log", log_and_stop)
+
+
+def stopped_run(config: Config, **when: int) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        stop_after(patch, **when)
+        with pytest.raises(Killed):
+            train(config)
+
+
+def contents(folder: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+# ---- To the bit ----
+
+
+def test_what_a_resume_compares_covers_weights_average_momentum_and_scaler(uninterrupted):
+    training = load_checkpoint(uninterrupted.folder / "last.pt").training
+    assert set(training) == {"step", "best", "optimizer", "scaler", "model", "num_averaged"}
+    assert training["step"] == int(training["num_averaged"]) == 9
+    assert any("running_mean" in key for key in training["model"])
+    assert any(state["momentum_buffer"].abs().sum() > 0 for state in training["optimizer"]["state"].values())
+    other = {**training, "model": {key: value + 1e-7 for key, value in training["model"].items()}}
+    assert differences(training, other) != []
+
+
+@pytest.mark.parametrize("epoch", [1, 2])
+def test_stopped_after_an_epoch_and_resumed_it_ends_the_same(stateful, uninterrupted, tmp_path, epoch):
+    stopped_run(stateful(), epoch=epoch)
+    assert load_checkpoint(tmp_path / "run" / "last.pt").training["step"] == 3 * epoch
+    train(stateful(), resume="")
+    assert_same_end(tmp_path / "run", uninterrupted.folder)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_stopped_within_an_epoch_and_resumed_it_ends_the_same(stateful, uninterrupted, tmp_path, workers):
+    config = stateful("train.checkpoint_steps=2", f"data.num_workers={workers}")
+    stopped_run(config, step=5)
+    assert load_checkpoint(tmp_path / "run" / "last.pt").training["step"] == 4
+    train(config, resume="")
+    assert_same_end(tmp_path / "run", uninterrupted.folder)
+
+
+def test_killed_while_it_wrote_a_checkpoint_and_resumed_it_ends_the_same(stateful, uninterrupted, tmp_path):
+    """A real process that is killed by SIGKILL with half a checkpoint on disk."""
+    config = stateful("train.checkpoint_steps=1")
+    (tmp_path / "config.yaml").write_text(dump_config(config))
+    program = f"""
+import os, runpy, signal, sys, torch
+torch.set_num_threads(1)
+save, calls = torch.save, []
+def save_or_die(content, file):
+    calls.append(content)
+    if len(calls) == 6:  # best.pt has been one of them
+        file.write(b"half of it")
+        file.flush()
+        os.kill(os.getpid(), signal.SIGKILL)
+    save(content, file)
+torch.save = save_or_die
+sys.argv = ["train_det.py", {str(tmp_path / "config.yaml")!r}]
+runpy.run_path({str(ROOT / "tools" / "train_det.py")!r}, run_name="__main__")
+"""
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == -9, done.stderr
+    assert (tmp_path / "run" / "last.pt.part").read_bytes() == b"half of it"
+    assert load_checkpoint(tmp_path / "run" / "last.pt").training["step"] == 4
+    train(stateful(), resume="")
+    assert_same_end(tmp_path / "run", uninterrupted.folder)
+    assert not (tmp_path / "run" / "last.pt.part").exists()
+
+
+@pytest.mark.parametrize("override", ["optimizer.name=adamw", "train.precision=fp16"])
+def test_the_state_of_other_optimizers_and_of_the_loss_scale_comes_back(make_config, few_data, tmp_path, override):
+    def config(name: str) -> Config:
+        return make_config(override, "optimizer.lr=0.001", "train.epochs=2", "eval.every_epochs=2", data=few_data, name=name)
+
+    train(config("whole"))
+    stopped_run(config("stopped"), epoch=1)
+    train(config("stopped"), resume="")
+    whole, stopped = (load_checkpoint(tmp_path / name / "last.pt") for name in ("whole", "stopped"))
+    assert differences(whole.model, stopped.model) == []
+    assert differences(whole.training, stopped.training) == []
+
+
+# ---- What resuming does ----
+
+
+def test_a_finished_run_stays_as_it_is(make_config, tmp_path, capsys):
+    config = make_config(*SHORT)
+    train(config)
+    before = contents(tmp_path / "run")
+    assert train(config, resume="") == []
+    assert "was finished already, at step 1" in capsys.readouterr().out
+    after = contents(tmp_path / "run")
+    assert {path for path in before if before[path] != after[path]} == set()
+
+
+def test_resuming_where_there_is_no_run_starts_one(make_config, tmp_path, capsys):
+    train(make_config(*SHORT, name="fresh"))
+    train(make_config(*SHORT, name="resumed"), resume="")
+    assert "There is no checkpoint in" in capsys.readouterr().out
+    fresh, resumed = (load_checkpoint(tmp_path / name / "last.pt") for name in ("fresh", "resumed"))
+    assert differences(fresh.model, resumed.model) == []
+
+
+def test_a_run_may_go_on_for_more_epochs_and_log_and_evaluate_otherwise(make_config, tmp_path, capsys):
+    train(make_config(*SHORT))
+    others = ("train.log_steps=2", "data.num_workers=1", "eval.backend=pycocotools", "train.checkpoint_steps=5")
+    train(make_config(*SHORT, "train.epochs=3", *others), resume="")
+    assert "resumed at step 1 of 3" in capsys.readouterr().out
+    assert load_checkpoint(tmp_path / "run" / "last.pt").training["step"] == 3
+    assert [(kind, step) for kind, step, _ in losses(tmp_path / "run")] == [
+        ("train", 1), ("eval", 1), ("train", 2), ("eval", 2), ("eval", 3),
+    ]  # fmt: skip
+
+
+def test_a_run_may_go_on_in_another_folder_and_leaves_the_first_alone(make_config, tmp_path):
+    train(make_config(*SHORT, name="first"))
+    before = contents(tmp_path / "first")
+    train(make_config(*SHORT, "train.epochs=2", name="second"), resume=str(tmp_path / "first" / "last.pt"))
+    assert contents(tmp_path / "first") == before
+    assert load_checkpoint(tmp_path / "second" / "last.pt").training["step"] == 2
+
+
+def test_going_on_from_another_run_does_not_write_over_the_one_that_is_there(make_config, tmp_path):
+    for name in ("first", "second"):
+        train(make_config(*SHORT, name=name))
+    before = contents(tmp_path / "second")
+    with pytest.raises(UserError, match="holds a run already"):
+        train(make_config(*SHORT, "train.epochs=2", name="second"), resume=str(tmp_path / "first" / "last.pt"))
+    assert contents(tmp_path / "second") == before
+
+
+# ---- What it refuses ----
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory) -> SimpleNamespace:
+    folder = tmp_path_factory.mktemp("finished")
+    data = write_coco(folder / "data")
+    train(toy_config(*SHORT, data=data, output_dir=folder / "run"))
+    return SimpleNamespace(data=data, folder=folder / "run")
+
+
+@pytest.mark.parametrize(
+    "override, message",
+    [
+        ("optimizer.lr=0.5", r"optimizer\.lr=0\.01, the config now says 0\.5"),
+        ("optimizer.name=adamw", r"optimizer\.name=sgd, the config now says adamw"),
+        ("train.batch_size=3", r"train\.batch_size=7, the config now says 3"),
+        ("train.ema={decay: 0.9}", r"train\.ema=None"),
+        ("train.precision=bf16", r"train\.precision=float32"),
+        ("data.min_size=[48, 64]", r"data\.min_size=64"),
+        ("data.augmentations=[{name: vertical_flip}]", r"data\.augmentations"),
+        ("model.head.box_head_dim=48", r"model\.head"),
+        ("model.backbone.norm=bn", r"model\.backbone"),
+        ("seed=3", r"seed=0, the config now says 3"),
+    ],
+)
+def test_a_resume_with_another_config_is_refused_and_the_key_named(finished, override, message):
+    config = toy_config(*SHORT, "train.epochs=2", override, data=finished.data, output_dir=finished.folder)
+    before = contents(finished.folder)
+    with pytest.raises(UserError, match=message):
+        train(config, resume="")
+    assert contents(finished.folder) == before
+
+
+def test_best_weights_cannot_be_resumed_from(finished):
+    config = toy_config(*SHORT, data=finished.data, output_dir=finished.folder)
+    with pytest.raises(UserError, match=r"best\.pt has weights alone; only last\.pt can be resumed from"):
+        train(config, resume=str(finished.folder / "best.pt"))
+
+
+def test_a_checkpoint_that_is_not_there_cannot_be_resumed_from(finished, tmp_path):
+    config = toy_config(*SHORT, data=finished.data, output_dir=finished.folder)
+    with pytest.raises(UserError, match="There is no checkpoint at"):
+        train(config, resume=str(tmp_path / "none.pt"))
+
+
+def test_data_whose_classes_have_changed_are_refused(make_config, tmp_path):
+    data = write_coco(tmp_path / "data")
+    train(make_config(*SHORT, data=data))
+    path = Path(data["annotations"])
+    path.write_text(path.read_text().replace('"never"', '"sometimes"'))
+    with pytest.raises(UserError, match=r"'never' \(id 90\) against 'sometimes' \(id 90\)"):
+        train(make_config(*SHORT, "train.epochs=2", data=data), resume="")
