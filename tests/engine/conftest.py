@@ -1,8 +1,12 @@
 """A tiny data set in COCO's format, the config of a detector small enough to train on it in a second, and one trained run."""
 
+import contextlib
 import copy
+import io
 import json
+import multiprocessing
 import os
+import socket
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,6 +20,7 @@ from pycocotools import mask as mask_api
 
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 
+from engine.cli import run_tool
 from engine.config import Config
 from engine.config_file import apply_overrides
 from engine.train import train
@@ -51,7 +56,9 @@ TOY: dict[str, Any] = {
 }
 
 
-def write_coco(folder: Path, count: int = 7, *, sizes: tuple[tuple[int, int], ...] = SIZES, first_id: int = 5) -> dict[str, str]:
+def write_coco(
+    folder: Path, count: int = 7, *, sizes: tuple[tuple[int, int], ...] = SIZES, first_id: int = 5
+) -> dict[str, str]:
     """Write images of coloured rectangles and their annotations: polygons, both forms of RLE, a crowd region, an empty image.
 
     Gives the `images` and `annotations` of a config. Image ids are sparse and descend.
@@ -114,13 +121,23 @@ _TRAINED: list[SimpleNamespace] = []
 
 
 def train_once(factory: pytest.TempPathFactory) -> SimpleNamespace:
-    """A Mask R-CNN trained until it finds what it was trained on: its data, config, folder and last scores."""
+    """A Mask R-CNN trained until it finds what it was trained on: its data, config, folder, last scores and output."""
     if not _TRAINED:
         folder = factory.mktemp("trained")
         data = write_coco(folder / "data")
-        overrides = [*MASKS, "train.epochs=25", "eval.every_epochs=25", "optimizer.name=adamw", "optimizer.lr=0.002", "eval.pictures=2"]
+        overrides = [
+            *MASKS,
+            "train.epochs=25",
+            "eval.every_epochs=25",
+            "optimizer.name=adamw",
+            "optimizer.lr=0.002",
+            "eval.pictures=2",
+        ]
         config = toy_config(*overrides, data=data, output_dir=folder / "run")
-        _TRAINED.append(SimpleNamespace(data=data, config=config, folder=folder / "run", scores=train(config)))
+        with contextlib.redirect_stdout(io.StringIO()) as printed:
+            scores = train(config)
+        run = SimpleNamespace(data=data, config=config, folder=folder / "run", scores=scores, printed=printed.getvalue())
+        _TRAINED.append(run)
     return _TRAINED[0]
 
 
@@ -157,5 +174,50 @@ def make_config(toy_data: dict[str, str], few_data: dict[str, str], tmp_path: Pa
 
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
-    """A finished run (`folder`, `config`, `data`, `scores`); not to be written to."""
+    """A finished run (`folder`, `config`, `data`, `scores`, `printed`); not to be written to."""
     return train_once(tmp_path_factory)
+
+
+# ---- Processes ----
+
+# They are forked from one that has loaded torch and never used it: a second each, where a new Python takes ten.
+FORKSERVER = multiprocessing.get_context("forkserver")
+FORKSERVER.set_forkserver_preload([__name__, "torch.utils.tensorboard"])
+
+
+@pytest.fixture
+def on_processes(tmp_path: Path) -> Callable[..., list[SimpleNamespace]]:
+    """A function that runs a job on several processes as torchrun would, and gives each one's exit `status` and `output`."""
+
+    def run(size: int, job: Callable[..., Any], *arguments: Any, **options: Any) -> list[SimpleNamespace]:
+        with socket.socket() as one:
+            one.bind(("127.0.0.1", 0))
+            port = one.getsockname()[1]
+        outputs = [tmp_path / f"output {rank} of {size}" for rank in range(size)]
+        processes = [
+            FORKSERVER.Process(target=_process, args=(rank, size, port, outputs[rank], job, arguments, options))
+            for rank in range(size)
+        ]
+        for process in processes:
+            process.start()
+        for process in processes:
+            process.join(timeout=120)
+        hanging = [process for process in processes if process.is_alive()]
+        for process in hanging:
+            process.kill()
+            process.join()
+        assert not hanging, f"{len(hanging)} of {size} processes hang: {[output.read_text() for output in outputs]}"
+        return [
+            SimpleNamespace(status=process.exitcode, output=output.read_text())
+            for process, output in zip(processes, outputs, strict=True)
+        ]
+
+    return run
+
+
+def _process(rank: int, size: int, port: int, output: Path, job: Callable[..., Any], arguments: Any, options: Any) -> None:
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(size)}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    torch.set_num_threads(1)
+    with output.open("w", buffering=1) as file, contextlib.redirect_stdout(file), contextlib.redirect_stderr(file):
+        run_tool(lambda: job(*arguments, **options))

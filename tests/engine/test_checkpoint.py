@@ -202,7 +202,7 @@ def test_weights_of_another_model_are_refused_and_the_keys_named(saved):
 
 
 @pytest.mark.parametrize(
-    "category, message",
+    ("category", "message"),
     [
         ({"name": "stick"}, r"'bar' \(id 3\) against 'stick' \(id 3\)"),
         ({"id": 4}, r"'bar' \(id 3\) against 'bar' \(id 4\)"),

@@ -107,7 +107,9 @@ def only(rows: list[dict[str, Any]], field: str) -> list[dict[str, Any]]:
     return [{key: row[key] for key in ("image_id", "category_id", "score", field)} for row in rows]
 
 
-def reference(truth: dict[str, Any], rows: list[dict[str, Any]], iou_type: str) -> tuple[list[float], list[str], dict[str, float]]:
+def reference(
+    truth: dict[str, Any], rows: list[dict[str, Any]], iou_type: str
+) -> tuple[list[float], list[str], dict[str, float]]:
     """What pycocotools itself says: the numbers, the lines it prints of them, the AP of each class scored on its own."""
     with contextlib.redirect_stdout(io.StringIO()):
         ground_truth = COCO()
@@ -131,7 +133,7 @@ def reference(truth: dict[str, Any], rows: list[dict[str, Any]], iou_type: str) 
     return stats, printed.getvalue().splitlines(), per_class
 
 
-@pytest.mark.parametrize("field, iou_type", [("bbox", "bbox"), ("segmentation", "segm")])
+@pytest.mark.parametrize(("field", "iou_type"), [("bbox", "bbox"), ("segmentation", "segm")])
 @pytest.mark.parametrize("seed", range(4))
 def test_both_backends_give_the_numbers_and_lines_of_pycocotools(seed, field, iou_type):
     truth, rows = random_case(seed)
@@ -254,7 +256,7 @@ def test_objects_without_a_mask_do_not_stop_the_scoring_of_masks(tmp_path, backe
 
 
 @pytest.mark.parametrize(
-    "change, message",
+    ("change", "message"),
     [
         ({"image_id": 4}, "annotation 2 is of image 4, which `images` does not list"),
         ({"category_id": 4}, "annotation 2 is of category 4, which `categories` does not list"),

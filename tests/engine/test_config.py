@@ -98,7 +98,7 @@ BAD_VALUES = {
     "train__channels_last": ["yes", 1],
     "train__clip_grad_norm": [0, -1.0, "10"],
     "train__ema": [True, {"decay": 1.0}, {"decay": 0.0}],
-    "train__accumulate": [0, 3],
+    "train__accumulate": [0, 1.5],
     "optimizer__name": ["adam", "SGD"],
     "optimizer__lr": [0, -0.1, "1e-3", math.nan, math.inf],
     "optimizer__momentum": [-0.1, 1.1],
@@ -130,8 +130,11 @@ BAD_VALUES = {
 
 @pytest.mark.parametrize(("key", "value"), [(key, value) for key, values in BAD_VALUES.items() for value in values])
 def test_a_bad_value_is_refused(key, value):
-    with pytest.raises(ValidationError):
+    with pytest.raises(ValidationError) as caught:
         validate(**{key: value})
+    place = tuple(key.split("__"))
+    assert {error["loc"][: len(place)] for error in caught.value.errors()} == {place}
+    assert "extra_forbidden" not in {error["type"] for error in caught.value.errors()}
 
 
 @pytest.mark.parametrize(

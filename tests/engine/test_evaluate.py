@@ -67,7 +67,7 @@ def own_stats(scores: list[Score]) -> list[list[float]]:
 # ---- Prediction ----
 
 
-@pytest.mark.parametrize("batch_size, num_workers", [(1, 0), (3, 0), (100, 0), (2, 1)])
+@pytest.mark.parametrize(("batch_size", "num_workers"), [(1, 0), (3, 0), (100, 0), (2, 1)])
 def test_a_model_that_knows_the_truth_scores_one_whatever_the_batches(dataset, batch_size, num_workers):
     model = Oracle(dataset)
     rows = predict_dataset(model, dataset, world=ALONE, batch_size=batch_size, num_workers=num_workers)
@@ -94,7 +94,9 @@ def test_the_shards_of_several_processes_make_up_the_rows_of_one(dataset, size, 
     shards = []
     monkeypatch.setattr(World, "gather", lambda self, value: (shards.append(value), [])[1])
     for rank in reversed(range(size)):
-        predicted = predict_dataset(Oracle(dataset), dataset, world=World(rank, size, ALONE.device), batch_size=2) if rank else None
+        predicted = (
+            predict_dataset(Oracle(dataset), dataset, world=World(rank, size, ALONE.device), batch_size=2) if rank else None
+        )
         assert predicted is None
     monkeypatch.setattr(World, "gather", lambda self, value: [value, *shards])
     assert predict_dataset(Oracle(dataset), dataset, world=World(0, size, ALONE.device), batch_size=2) == whole

@@ -81,7 +81,7 @@ def test_speed_counts_the_steps_and_not_what_is_between_them(monkeypatch):
     assert speed.report(steps_left=3) == (1.0, 24.0), "only what came after the last report"
 
 
-@pytest.mark.parametrize("seconds, text", [(0.4, "0:00:00"), (59.6, "0:01:00"), (3661, "1:01:01"), (360000, "100:00:00")])
+@pytest.mark.parametrize(("seconds", "text"), [(0.4, "0:00:00"), (59.6, "0:01:00"), (3661, "1:01:01"), (360000, "100:00:00")])
 def test_a_clock_shows_hours_minutes_and_seconds(seconds, text):
     assert clock(seconds) == text
 

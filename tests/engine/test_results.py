@@ -1,6 +1,7 @@
 """Predictions as COCO results rows, and results files as users bring them."""
 
 import json
+import math
 
 import numpy as np
 import pytest
@@ -83,27 +84,27 @@ def test_a_results_file_is_read_as_it_was_written(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "text, iou_type, message",
+    ("iou_type", "text", "message"),
     [
-        ("[{,", "bbox", "is no JSON"),
-        ('{"image_id": 1}', "bbox", "must hold a list of results"),
-        (json.dumps([ROW, {**ROW, "score": None}]), "bbox", "result 1 has score None"),
-        (json.dumps([ROW]).replace("0.5", "NaN"), "bbox", "result 0 has score nan"),
-        (json.dumps([ROW, 5]), "bbox", "result 1 has no 'image_id'"),
-        (json.dumps([{k: v for k, v in ROW.items() if k != "category_id"}]), "bbox", "result 0 has no 'category_id'"),
-        (json.dumps([ROW]), "segm", "result 0 has no 'segmentation', which is needed to score segm"),
-        (json.dumps([ROW]), "keypoints", "result 0 has no 'keypoints'"),
-        (json.dumps([ROW, {**ROW, "bbox": [1, 2, 3]}]), "bbox", "result 1 has bbox"),
-        (json.dumps([ROW, {**ROW, "bbox": None}]), "bbox", "result 1 has bbox"),
-        (json.dumps([{**ROW, "bbox": [1, 2, "3", 4]}]), "bbox", "result 0 has bbox"),
-        (json.dumps([{**ROW, "segmentation": 5}]), "segm", "result 0 has segmentation"),
-        (json.dumps([{**ROW, "segmentation": {"counts": "abc"}}]), "segm", "result 0 has segmentation"),
-        (json.dumps([{**ROW, "keypoints": [1, 2]}]), "keypoints", "result 0 has keypoints"),
+        ("bbox", "[{,", "is no JSON"),
+        ("bbox", '{"image_id": 1}', "must hold a list of results"),
+        ("bbox", [ROW, 5], "result 1 has no 'image_id'"),
+        ("bbox", [{key: value for key, value in ROW.items() if key != "category_id"}], "result 0 has no 'category_id'"),
+        ("segm", [ROW], "result 0 has no 'segmentation', which is needed to score segm"),
+        ("keypoints", [ROW], "result 0 has no 'keypoints'"),
+        ("bbox", [ROW, ROW | {"score": None}], "result 1 has score None"),
+        ("bbox", [ROW | {"score": math.nan}], "result 0 has score nan"),
+        ("bbox", [ROW, ROW | {"bbox": [1, 2, 3]}], "result 1 has bbox"),
+        ("bbox", [ROW, ROW | {"bbox": None}], "result 1 has bbox"),
+        ("bbox", [ROW | {"bbox": [1, 2, "3", 4]}], "result 0 has bbox"),
+        ("segm", [ROW | {"segmentation": 5}], "result 0 has segmentation"),
+        ("segm", [ROW | {"segmentation": {"counts": "abc"}}], "result 0 has segmentation"),
+        ("keypoints", [ROW | {"keypoints": [1, 2]}], "result 0 has keypoints"),
     ],
 )
-def test_a_malformed_results_file_is_refused_and_the_row_named(tmp_path, text, iou_type, message):
+def test_a_malformed_results_file_is_refused_and_the_row_named(tmp_path, iou_type, text, message):
     path = tmp_path / "results.json"
-    path.write_text(text)
+    path.write_text(text if isinstance(text, str) else json.dumps(text))
     with pytest.raises(UserError, match=message) as caught:
         read_results(path, iou_type=iou_type)
     assert str(path) in str(caught.value)
@@ -118,7 +119,7 @@ def test_a_results_file_that_is_not_there_or_not_text_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "change, message",
+    ("change", "message"),
     [
         ({"image_id": 2}, "here: result 1 is of image 2, which the annotations do not list"),
         ({"image_id": "9"}, "here: result 1 is of image '9'"),

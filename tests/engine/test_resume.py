@@ -2,25 +2,24 @@
 
 import json
 import os
-import subprocess
-import sys
+import signal
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 import engine.train
 from backbones.errors import UserError
+from engine.build import build_model
 from engine.checkpoint import load_checkpoint
 from engine.config import Config
-from engine.config_file import dump_config
 from engine.tracking import JsonlTracker
 from engine.train import train
 from tests.engine.conftest import MASKS, toy_config, write_coco
 
-ROOT = Path(__file__).parents[2]
 # All that has a state: batch statistics, momentum, an average, random augmentations. Three epochs of three steps.
 STATEFUL = (
     *MASKS,
@@ -139,28 +138,25 @@ def test_stopped_within_an_epoch_and_resumed_it_ends_the_same(stateful, uninterr
     assert_same_end(tmp_path / "run", uninterrupted.folder)
 
 
-def test_killed_while_it_wrote_a_checkpoint_and_resumed_it_ends_the_same(stateful, uninterrupted, tmp_path):
-    """A real process that is killed by SIGKILL with half a checkpoint on disk."""
-    config = stateful("train.checkpoint_steps=1")
-    (tmp_path / "config.yaml").write_text(dump_config(config))
-    program = f"""
-import os, runpy, signal, sys, torch
-torch.set_num_threads(1)
-save, calls = torch.save, []
-def save_or_die(content, file):
-    calls.append(content)
-    if len(calls) == 6:  # best.pt has been one of them
-        file.write(b"half of it")
-        file.flush()
-        os.kill(os.getpid(), signal.SIGKILL)
-    save(content, file)
-torch.save = save_or_die
-sys.argv = ["train_det.py", {str(tmp_path / "config.yaml")!r}]
-runpy.run_path({str(ROOT / "tools" / "train_det.py")!r}, run_name="__main__")
-"""
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
-    assert done.returncode == -9, done.stderr
+def _train_and_be_killed(config: Config) -> None:
+    """The sixth checkpoint is half written when SIGKILL comes; the third was best.pt."""
+    save, calls = torch.save, []
+
+    def save_or_die(content, file):
+        calls.append(file)
+        if len(calls) == 6:
+            file.write(b"half of it")
+            file.flush()
+            os.kill(os.getpid(), signal.SIGKILL)
+        save(content, file)
+
+    torch.save = save_or_die
+    train(config)
+
+
+def test_killed_while_it_wrote_a_checkpoint_and_resumed_it_ends_the_same(stateful, uninterrupted, on_processes, tmp_path):
+    (killed,) = on_processes(1, _train_and_be_killed, stateful("train.checkpoint_steps=1"))
+    assert killed.status == -signal.SIGKILL, killed.output
     assert (tmp_path / "run" / "last.pt.part").read_bytes() == b"half of it"
     assert load_checkpoint(tmp_path / "run" / "last.pt").training["step"] == 4
     train(stateful(), resume="")
@@ -179,6 +175,28 @@ def test_the_state_of_other_optimizers_and_of_the_loss_scale_comes_back(make_con
     whole, stopped = (load_checkpoint(tmp_path / name / "last.pt") for name in ("whole", "stopped"))
     assert differences(whole.model, stopped.model) == []
     assert differences(whole.training, stopped.training) == []
+
+
+def test_what_layers_draw_at_random_comes_back(make_config, few_data, tmp_path, monkeypatch):
+    """A dropout behind the box head draws anew in every step, and in a resumed run as in one that was not stopped."""
+
+    def build_with_dropout(*arguments, **options):
+        model = build_model(*arguments, **options)
+        model.roi_heads.box_head.register_forward_hook(lambda head, _, out: nn.functional.dropout(out, 0.5, head.training))
+        return model
+
+    def config(name: str) -> Config:
+        return make_config("train.epochs=2", "eval.every_epochs=2", data=few_data, name=name)
+
+    train(config("without"))
+    monkeypatch.setattr(engine.train, "build_model", build_with_dropout)
+    train(config("whole"))
+    stopped_run(config("stopped"), epoch=1)
+    torch.manual_seed(5)
+    train(config("stopped"), resume="")
+    without, whole, stopped = (load_checkpoint(tmp_path / name / "last.pt") for name in ("without", "whole", "stopped"))
+    assert differences(whole.model, stopped.model) == []
+    assert differences(whole.model, without.model) != []
 
 
 # ---- What resuming does ----
@@ -242,7 +260,7 @@ def finished(tmp_path_factory) -> SimpleNamespace:
 
 
 @pytest.mark.parametrize(
-    "override, message",
+    ("override", "message"),
     [
         ("optimizer.lr=0.5", r"optimizer\.lr=0\.01, the config now says 0\.5"),
         ("optimizer.name=adamw", r"optimizer\.name=sgd, the config now says adamw"),

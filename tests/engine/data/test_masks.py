@@ -131,6 +131,7 @@ MALFORMED: dict[str, Any] = {
     "RLE whose size is nothing": {"size": None, "counts": [600]},
     "RLE of another size": {"size": [WIDTH, HEIGHT], "counts": [600]},
     "RLE of three sides": {"size": [HEIGHT, WIDTH, 1], "counts": [600]},
+    "compressed RLE of another size": encode_mask(np.ones((WIDTH, HEIGHT))),
     "counts that are too few": {"size": [HEIGHT, WIDTH], "counts": [300, 299]},
     "counts that are too many": {"size": [HEIGHT, WIDTH], "counts": [300, 301]},
     "counts below nought": {"size": [HEIGHT, WIDTH], "counts": [-10, 610]},

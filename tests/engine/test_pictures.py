@@ -1,0 +1,123 @@
+"""The pictures of a run and of its data."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from engine.data.annotations import Category, load_annotations
+from engine.data.dataset import CocoDataset
+from engine.pictures import draw_predictions, draw_samples, to_instances
+from engine.show import show_samples
+from tests.engine.conftest import MASKS, write_coco
+
+CATEGORIES = [Category(3, "bar"), Category(44, "square")]
+
+
+@pytest.fixture(scope="module")
+def dataset(toy_data) -> CocoDataset:
+    return CocoDataset(Path(toy_data["images"]), load_annotations(toy_data["annotations"]))
+
+
+def row(dataset: CocoDataset, index: int, score: float = 0.9) -> dict:
+    image_id = int(dataset.annotations.image_ids[index])
+    return {"image_id": image_id, "category_id": 44, "bbox": [4, 4, 30, 30], "score": score}
+
+
+def draw(dataset: CocoDataset, rows: list[dict], folder: Path, **more) -> list[np.ndarray]:
+    paths = draw_predictions(dataset, rows, folder, **{"count": 1, "score_threshold": 0.5} | more)
+    return [np.asarray(Image.open(path)).astype(int) for path in paths]
+
+
+@pytest.mark.parametrize(
+    ("count", "names"),
+    [(0, []), (1, ["000"]), (3, ["000", "003", "006"]), (50, [f"00{i}" for i in range(7)])],
+)
+def test_pictures_are_spread_over_the_data_set(dataset, tmp_path, count, names):
+    paths = draw_predictions(dataset, [], tmp_path, count=count, score_threshold=0.5)
+    assert paths == [tmp_path / f"{name}.png" for name in names]
+    assert sorted(tmp_path.glob("*")) == paths
+
+
+def test_truth_is_on_the_left_and_predictions_are_on_the_right(dataset, tmp_path):
+    (without,), (with_one,) = draw(dataset, [], tmp_path / "a"), draw(dataset, [row(dataset, 0)], tmp_path / "b")
+    changed = np.flatnonzero(np.abs(without - with_one).max(axis=(0, 2)))
+    assert changed.min() > without.shape[1] // 2
+    (untrue,) = draw(CocoDataset(dataset.images, _without_objects(dataset, tmp_path)), [], tmp_path / "c")
+    changed = np.flatnonzero(np.abs(without - untrue).max(axis=(0, 2)))
+    assert changed.max() < without.shape[1] // 2
+
+
+def _without_objects(dataset: CocoDataset, folder: Path):
+    content = json.loads(Path(dataset.annotations.path).read_text()) | {"annotations": []}
+    (folder / "none.json").write_text(json.dumps(content))
+    return load_annotations(folder / "none.json")
+
+
+def test_predictions_below_the_threshold_are_not_drawn(dataset, tmp_path):
+    (without,), (below,) = draw(dataset, [], tmp_path / "a"), draw(dataset, [row(dataset, 0, 0.4)], tmp_path / "b")
+    assert np.array_equal(without, below)
+
+
+def test_predictions_are_drawn_on_their_own_image(dataset, tmp_path):
+    (without,), (elsewhere,) = draw(dataset, [], tmp_path / "a"), draw(dataset, [row(dataset, 1)], tmp_path / "b")
+    assert np.array_equal(without, elsewhere)
+
+
+def test_images_of_one_name_in_several_folders_have_pictures_of_their_own(tmp_path):
+    data = write_coco(tmp_path / "data", 2)
+    content = json.loads(Path(data["annotations"]).read_text())
+    for image, folder in zip(content["images"], ("a", "b"), strict=True):
+        (tmp_path / "data" / "images" / folder).mkdir()
+        Path(data["images"], image["file_name"]).rename(tmp_path / "data" / "images" / folder / "same.png")
+        image["file_name"] = f"{folder}/same.png"
+    Path(data["annotations"]).write_text(json.dumps(content))
+    dataset = CocoDataset(Path(data["images"]), load_annotations(data["annotations"]))
+    paths = draw_predictions(dataset, [], tmp_path / "out", count=2, score_threshold=0.5)
+    assert len(set(paths)) == 2
+    assert all(path.exists() for path in paths)
+
+
+def test_rows_become_instances_with_labels_by_the_order_of_category_ids():
+    rows = [
+        {"image_id": 1, "category_id": 44, "bbox": [1, 2, 3, 4], "score": 0.5},
+        {"image_id": 1, "category_id": 3, "bbox": [0, 0, 9, 8], "score": 0.25},
+    ]
+    instances = to_instances(rows, CATEGORIES)
+    assert instances["boxes"].tolist() == [[1, 2, 4, 6], [0, 0, 9, 8]]
+    assert instances["labels"].tolist() == [2, 1]
+    assert instances["scores"].tolist() == [0.5, 0.25]
+    assert "masks" not in instances
+
+
+def test_no_rows_become_no_instances():
+    instances = to_instances([], CATEGORIES)
+    assert instances["boxes"].shape == (0, 4)
+    assert instances["labels"].dtype == torch.int64
+
+
+def test_the_sheet_shows_as_many_samples_as_asked_for(dataset):
+    one, four, all_of_them = (draw_samples(dataset, count=count) for count in (1, 4, 100))
+    assert one.dtype == np.uint8
+    assert one.shape[1] < four.shape[1]
+    assert four.shape[0] < all_of_them.shape[0]
+
+
+def test_show_writes_the_sheet_and_counts_the_objects_of_each_class(make_config, tmp_path, capsys):
+    show_samples(make_config(*MASKS), str(tmp_path / "new" / "samples.png"), count=3)
+    assert np.asarray(Image.open(tmp_path / "new" / "samples.png")).std() > 0
+    lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
+    assert lines[0].startswith("3 of 7 training samples, as in epoch 0:")
+    assert "12 objects, 1 of them crowd regions, in 3 classes:" in lines
+    assert {"bar 6", "square 6", "never 0"} <= set(lines)
+
+
+def test_each_epoch_shows_its_own_augmentation(make_config, tmp_path):
+    config = make_config("data.augmentations=[{name: color_jitter, p: 1.0, brightness: 0.8}]")
+    for name, epoch in (("first", 0), ("again", 0), ("later", 1)):
+        show_samples(config, str(tmp_path / f"{name}.png"), count=2, epoch=epoch)
+    first, again, later = ((tmp_path / f"{name}.png").read_bytes() for name in ("first", "again", "later"))
+    assert first == again != later
