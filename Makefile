@@ -17,7 +17,7 @@ quickstart: $(VENV)/.installed
 	$(BIN)/python tools/train_det.py configs/quickstart.yaml
 
 test: $(VENV)/.installed
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
 
 check: $(VENV)/.installed
 	$(BIN)/ruff format --check $(wildcard $(PACKAGES))

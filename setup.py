@@ -30,8 +30,8 @@ setup(
         "tensorboard>=2.16",
     ],
     extras_require={
-        "test": ["pytest>=8.2", "hypothesis>=6.100"],
-        "dev": ["pytest>=8.2", "hypothesis>=6.100", "ruff>=0.12", "mypy>=1.15", "types-PyYAML"],
+        "test": ["pytest>=8.2", "pytest-xdist>=3.6", "hypothesis>=6.100"],
+        "dev": ["pytest>=8.2", "pytest-xdist>=3.6", "hypothesis>=6.100", "ruff>=0.12", "mypy>=1.15", "types-PyYAML"],
     },
     classifiers=[
         "Intended Audience :: Science/Research",

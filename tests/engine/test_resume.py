@@ -15,6 +15,7 @@ import engine.train
 from backbones.errors import UserError
 from engine.build import build_model
 from engine.checkpoint import load_checkpoint
+from engine.coco_eval import Score
 from engine.config import Config
 from engine.tracking import JsonlTracker
 from engine.train import train
@@ -197,6 +198,24 @@ def test_what_layers_draw_at_random_comes_back(make_config, few_data, tmp_path, 
     without, whole, stopped = (load_checkpoint(tmp_path / name / "last.pt") for name in ("without", "whole", "stopped"))
     assert differences(whole.model, stopped.model) == []
     assert differences(whole.model, without.model) != []
+
+
+def test_a_resumed_run_knows_the_best_score_so_far(make_config, tmp_path, monkeypatch):
+    scores = iter([0.5, 0.3, 0.4, 0.6])
+    monkeypatch.setattr(engine.train, "score_predictions", lambda *_, **__: [Score("bbox", {"AP": next(scores)}, {})])
+    stopped_run(make_config(*SHORT, "train.epochs=4"), epoch=1)
+    best = []
+    with pytest.MonkeyPatch.context() as patch:
+        end_epoch = engine.train.Run._end_epoch
+
+        def end_epoch_and_note(run, number):
+            end_epoch(run, number)
+            best.append((tmp_path / "run" / "best.pt").read_bytes())
+
+        best.append((tmp_path / "run" / "best.pt").read_bytes())
+        patch.setattr(engine.train.Run, "_end_epoch", end_epoch_and_note)
+        train(make_config(*SHORT, "train.epochs=4"), resume="")
+    assert best[0] == best[1] == best[2] != best[3]
 
 
 # ---- What resuming does ----

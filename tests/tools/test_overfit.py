@@ -46,7 +46,7 @@ def test_eight_coco_images_are_overfitted_and_pycocotools_agrees(shared: Path, t
             "data.max_size=288",
             "data.augmentations=[]",
             "data.num_workers=0",
-            "train={batch_size: 4, epochs: 60, log_steps: 1000, clip_grad_norm: 10}",
+            "train={batch_size: 4, epochs: 45, log_steps: 1000, clip_grad_norm: 10}",
             "optimizer={name: adamw, lr: 1e-3, weight_decay: 0.0}",
             "schedule={name: cosine, warmup_steps: 10}",
             "eval={every_epochs: 1000, pictures: 0}",

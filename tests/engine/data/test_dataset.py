@@ -122,6 +122,16 @@ def test_a_malformed_mask_is_named_with_its_annotation(minimal, write_json, tmp_
     assert str(path) in str(caught.value)
 
 
+def test_an_augmentation_that_cannot_take_an_image_names_it(noise_set):
+    images, annotations = noise_set
+    transforms = build_transforms("albumentations/RandomCrop", {"height": 45, "width": 45})
+    augmentation = Augmentation(transforms, min_sizes=[40], max_size=90)
+    dataset = CocoDataset(images, load_annotations(annotations), augmentation=augmentation)
+    assert dataset[2][0].shape == (3, 40, 40)
+    with pytest.raises(UserError, match=r"0\.png.*[Cc]rop"):
+        dataset[0]  # 40 pixels high
+
+
 # ---- Determinism ----
 
 

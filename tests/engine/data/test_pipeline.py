@@ -7,6 +7,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from backbones.errors import UserError
 from engine.data.augmentations import AUGMENTATIONS, RESIZING, build_transforms
 from engine.data.pipeline import Augmentation
 
@@ -163,6 +164,12 @@ def test_masks_stay_on_what_they_mark_in_the_image(step, seed):
             inner &= np.roll(mask, shift, axis)
         if inner.sum() > 20:
             assert abs(np.median(image[inner > 0]) - 20 * number) <= 1
+
+
+@pytest.mark.parametrize("name", ["Normalize", "ToFloat"])
+def test_an_augmentation_that_gives_no_bytes_is_refused(name):
+    with pytest.raises(UserError, match="uint8"):  # the model normalises: it would, once more
+        augmentation((f"albumentations/{name}", {"p": 1.0}), min_sizes=[20])(*scene(40, 50, [[5, 5, 30, 30]]), seed=0)
 
 
 # ---- Random choices ----

@@ -86,7 +86,7 @@ def test_images_are_where_and_as_large_as_stated(coco: dict[str, Any], cache: Pa
         pixels = cv2.imread(str(folder / image["file_name"]), cv2.IMREAD_UNCHANGED)
         assert pixels is not None
         assert pixels.shape == (image["height"], image["width"], 3)
-        assert max(pixels.shape) == 160
+        assert max(pixels.shape) == 128
     assert len({(image["height"], image["width"]) for image in coco["images"]}) > 3
 
 
