@@ -10,7 +10,8 @@ from typing import Any, Literal
 import numpy as np
 
 from backbones.errors import UserError
-from engine.data.annotations import object_area, read_coco_json
+from engine.data.annotations import check_box, check_segmentation, crowd_flag, object_area, read_coco_json
+from engine.data.masks import has_mask
 
 IouType = Literal["bbox", "segm", "keypoints"]
 Backend = Literal["hotcoco", "pycocotools"]
@@ -49,9 +50,13 @@ def load_ground_truth(path: str | Path) -> dict[str, Any]:
             raise UserError(f"{where} is of image {annotation['image_id']}, which `images` does not list.")
         if annotation["category_id"] not in categories:
             raise UserError(f"{where} is of category {annotation['category_id']}, which `categories` does not list.")
-        annotation["iscrowd"] = int(bool(annotation.get("iscrowd", 0)))
-        annotation["area"] = object_area(annotation, *sizes[annotation["image_id"]], where)
-        annotation.setdefault("segmentation", [])
+        height, width = sizes[annotation["image_id"]]
+        check_box(annotation["bbox"], where)
+        check_segmentation(annotation.get("segmentation") or [], where)
+        annotation["iscrowd"] = crowd_flag(annotation, where)
+        annotation["area"] = object_area(annotation, height, width, where)
+        if not has_mask(annotation.get("segmentation")):  # pycocotools fails on an empty list
+            annotation["segmentation"] = {"size": [height, width], "counts": [height * width]}
     return content
 
 
@@ -76,7 +81,10 @@ def score_results(
     for k, category in enumerate(sorted(ground_truth["categories"], key=lambda c: c["id"])):
         values = precision[:, :, k, 0, -1]
         values = values[values > -1]
-        per_class[str(category["name"])] = float(values.mean()) if values.size else -1.0
+        name = str(category["name"])
+        per_class[name if name not in per_class else f"{name} (id {category['id']})"] = (
+            float(values.mean()) if values.size else -1.0
+        )
     names = _KEYPOINT_STATS if iou_type == "keypoints" else _BOX_STATS
     return Score(iou_type, dict(zip(names, (float(value) for value in stats), strict=True)), per_class)
 

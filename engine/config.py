@@ -2,7 +2,16 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    TypeAdapter,
+    ValidationError,
+    model_validator,
+)
 
 from backbones.errors import UserError
 from backbones.fpn import PYRAMIDS
@@ -19,7 +28,7 @@ Fraction = Annotated[float, Field(ge=0, le=1)]
 class Section(BaseModel):
     """A part of the configuration: no unknown keys, no silent conversions, docstrings as descriptions."""
 
-    model_config = ConfigDict(strict=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(strict=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
 
 
 class Choice(Section):
@@ -40,17 +49,30 @@ def check_choice(choice: Choice, registry: Registry[Any], *, besides: tuple[str,
     Raises:
         ValueError: an unknown name or option, with the nearest right one, or a value of another type.
     """
-    registry.check_options(choice.name, choice.options(), besides=besides)
     annotations = registry.options(choice.name, besides=besides) or {}
+    problems = []
     for option, value in choice.options().items():
         try:
+            registry.check_options(choice.name, [option], besides=besides)
             TypeAdapter(annotations.get(option, Any)).validate_python(value, strict=True)
         except ValidationError as error:
-            raise UserError(f"Option {option!r} is {value!r}: {error.errors()[0]['msg']}.") from None
+            problems.append(f"Option {option!r} is {value!r}: {error.errors()[0]['msg']}.")
+        except UserError as error:
+            problems.append(str(error))
+    if problems:
+        raise UserError(" ".join(problems))
+
+
+def _registered(registry: Registry[Any]) -> AfterValidator:
+    def check(name: str) -> str:
+        registry.get(name)
+        return name
+
+    return AfterValidator(check)
 
 
 class BackboneConfig(Choice):
-    name: str = "resnet50"
+    name: Annotated[str, _registered(BACKBONES)] = "resnet50"
     """One of backbones.list_backbones()."""
     weights: str | None = None
     """Weights torchvision publishes, by name (IMAGENET1K_V1), or the path of a .pth or .safetensors file."""
@@ -68,7 +90,7 @@ class BackboneConfig(Choice):
 
 
 class PyramidConfig(Choice):
-    name: str = "fpn"
+    name: Annotated[str, _registered(PYRAMIDS)] = "fpn"
     out_channels: PositiveInt = 256
     extra_level: Literal["pool", "p6p7", "p6p7_on_c5"] | None = "pool"
     norm: Literal["bn", "sync_bn", "gn"] | None = None
@@ -81,7 +103,7 @@ class PyramidConfig(Choice):
 
 
 class HeadConfig(Choice):
-    name: str = "faster_rcnn"
+    name: Annotated[str, _registered(DETECTORS)] = "faster_rcnn"
     """One of heads.list_detectors(). Sizes of images are in `data`, the number of classes comes from the data set."""
 
     @model_validator(mode="after")

@@ -1,5 +1,6 @@
 """From a YAML file and `key=value` overrides to a checked Config, every mistake named with its key and line."""
 
+import copy
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -19,11 +20,13 @@ class _Loader(yaml.SafeLoader):
     """SafeLoader that reads 1e-3 as a number, as YAML 1.2 does; YAML 1.1, and so PyYAML, reads a string."""
 
 
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)$"),
-    list("-+0123456789."),
-)
+class _Dumper(yaml.SafeDumper):
+    """SafeDumper that quotes what the loader above would read as a number."""
+
+
+_FLOAT = re.compile(r"^[-+]?((\.[0-9]+|[0-9]+\.[0-9]*)([eE][-+]?[0-9]+)?|[0-9]+[eE][-+]?[0-9]+)$")
+for _class in (_Loader, _Dumper):
+    _class.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+0123456789."))
 
 
 @dataclass
@@ -51,10 +54,14 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     """
     path = Path(path)
     if not path.is_file():
-        known = sorted(str(p) for p in (path.parent if path.parent.is_dir() else Path("configs")).glob("*.yaml"))
+        known = [str(config) for folder in (path.parent, Path("configs")) for config in folder.glob("*.yaml")]
         raise UserError(f"There is no config at {path}.{did_you_mean(str(path), known)}")
     source = _Source(str(path))
-    content = _parse(path.read_text(encoding="utf-8"), source)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (UnicodeDecodeError, OSError) as error:
+        raise UserError(f"{path} cannot be read as text, so it is no YAML: {error}.") from None
+    content = _parse(text, source)
     for override in overrides:
         _apply(content, override, source)
     return check_config(content, source)
@@ -82,6 +89,7 @@ def apply_overrides(content: dict[str, Any], overrides: Sequence[str], *, origin
         UserError: as `load_config`.
     """
     source = _Source(origin)
+    content = copy.deepcopy(content)
     for override in overrides:
         _apply(content, override, source)
     return check_config(content, source)
@@ -89,12 +97,13 @@ def apply_overrides(content: dict[str, Any], overrides: Sequence[str], *, origin
 
 def dump_config(config: Config) -> str:
     """The whole config as YAML, defaults included."""
-    return yaml.safe_dump(config.model_dump(), sort_keys=False, default_flow_style=None, width=120)
+    return yaml.dump(config.model_dump(), Dumper=_Dumper, sort_keys=False, default_flow_style=None, width=120)
 
 
 def _parse(text: str, source: _Source) -> dict[str, Any]:
-    loader = _Loader(text)
+    loader = None
     try:
+        loader = _Loader(text)
         root = loader.get_single_node()
         content = {} if root is None else _construct(loader, root, (), source)
     except yaml.YAMLError as error:
@@ -102,25 +111,31 @@ def _parse(text: str, source: _Source) -> dict[str, Any]:
         where = f", line {mark.line + 1}" if mark else ""
         raise UserError(f"{source.path}{where}: this is no YAML: {getattr(error, 'problem', None) or error}") from None
     finally:
-        loader.dispose()
+        if loader is not None:
+            loader.dispose()
     if not isinstance(content, dict):
         raise UserError(f"{source.path} must hold keys and values (`model: ...`), not a {type(content).__name__}.")
     return content
 
 
-def _construct(loader: _Loader, node: yaml.Node, key: Key, source: _Source) -> Any:
+def _construct(loader: _Loader, node: yaml.Node, key: Key, source: _Source, ancestors: tuple[yaml.Node, ...] = ()) -> Any:
     source.places[key] = f"{source.path}, line {node.start_mark.line + 1}"
-    if isinstance(node, yaml.SequenceNode):
-        return [_construct(loader, child, (*key, i), source) for i, child in enumerate(node.value)]
-    if not isinstance(node, yaml.MappingNode):
+    if node in ancestors:
+        raise UserError(f"{source.places[key]}: {_dotted(key)} holds itself. An alias must name something that is complete.")
+    ancestors = (*ancestors, node)
+    if not isinstance(node, yaml.MappingNode | yaml.SequenceNode):
         return loader.construct_object(node)
+    if node.tag not in ("tag:yaml.org,2002:map", "tag:yaml.org,2002:seq"):
+        raise yaml.constructor.ConstructorError(None, None, f"the tag {node.tag!r} is not for a config", node.start_mark)
+    if isinstance(node, yaml.SequenceNode):
+        return [_construct(loader, child, (*key, i), source, ancestors) for i, child in enumerate(node.value)]
     mapping: dict[str, Any] = {}
     for key_node, value_node in node.value:
         name = str(loader.construct_object(key_node, deep=True))
         if name in mapping:
             line = key_node.start_mark.line + 1
             raise UserError(f"{source.path}, line {line}: the key {_dotted((*key, name))} stands twice. Keep one.")
-        mapping[name] = _construct(loader, value_node, (*key, name), source)
+        mapping[name] = _construct(loader, value_node, (*key, name), source, ancestors)
         source.places[(*key, name)] = f"{source.path}, line {key_node.start_mark.line + 1}"
     return mapping
 
@@ -136,6 +151,8 @@ def _apply(content: dict[str, Any], override: str, source: _Source) -> None:
     here: Any = content
     *parents, last = dotted.split(".")
     for i, name in enumerate(parents):
+        if not isinstance(here, dict | list):
+            raise UserError(f"The override {override!r}: {'.'.join(parents[:i])} has no keys.")
         if isinstance(here, list):
             here = here[_list_index(here, name, override)]
             continue
@@ -145,8 +162,8 @@ def _apply(content: dict[str, Any], override: str, source: _Source) -> None:
         if not isinstance(here.get(name), dict | list):
             here[name] = {}  # a section left to its defaults, or a name such as `shapes` replaced by paths
         here = here[name]
-        if not isinstance(here, dict | list):
-            raise UserError(f"The override {override!r}: {'.'.join(parents[: i + 1])} has no keys.")
+    if not isinstance(here, dict | list):
+        raise UserError(f"The override {override!r}: {'.'.join(parents)} has no keys.")
     if isinstance(here, list):
         here[_list_index(here, last, override)] = value
     else:

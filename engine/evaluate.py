@@ -18,6 +18,7 @@ from engine.data.dataset import CocoDataset
 from engine.data.loader import BatchLoader
 from engine.data.sampler import ShardSampler
 from engine.distributed import World, start_world
+from engine.files import make_folder
 from engine.progress import Reporter
 from engine.results import check_results, read_results, rows_of_type, to_rows
 
@@ -74,11 +75,12 @@ def score_predictions(
     each class.
     """
     ground_truth = load_ground_truth(annotations)
+    if output_dir is not None:
+        make_folder(output_dir)
     scores = []
     for iou_type in ("bbox", "segm") if with_masks else ("bbox",):
         results = rows_of_type(rows, iou_type)
         if output_dir is not None:
-            output_dir.mkdir(parents=True, exist_ok=True)
             (output_dir / f"{iou_type}_results.json").write_text(json.dumps(results))
         scores.append(score_results(ground_truth, results, iou_type=iou_type, backend=backend))
     if output_dir is not None:
@@ -120,6 +122,8 @@ def evaluate_detector(
     else:
         checkpoint = load_checkpoint(source)
         config = checkpoint.load_config(overrides)
+    if output_dir is not None:
+        make_folder(output_dir)  # before the work, not after it
     with start_world(config.device) as world:
         reporter = Reporter(world)
         dataset = build_validation_set(config, world=world)

@@ -12,6 +12,7 @@ from engine.data.annotations import Category
 from engine.data.dataset import CocoDataset
 from engine.data.masks import decode_segmentation
 from engine.draw import contact_sheet, draw_instances, save_picture, side_by_side
+from engine.files import picture_names
 
 
 def draw_predictions(
@@ -23,7 +24,9 @@ def draw_predictions(
         of_image[row["image_id"]].append(row)
     table = dataset.annotations
     paths = []
-    for index in np.unique(np.linspace(0, len(dataset) - 1, num=min(count, len(dataset)), dtype=int)) if count else []:
+    indices = np.unique(np.linspace(0, len(dataset) - 1, num=min(count, len(dataset)), dtype=int)).tolist()
+    pictures = picture_names([table.file_names[index] for index in indices])
+    for index, picture in zip(indices, pictures, strict=True):
         image = dataset.read_image(index)
         truth = {key: torch.from_numpy(column) for key, column in dataset.instances(index).items()}
         if any(table.segmentations[table.offsets[index] : table.offsets[index + 1]]):
@@ -32,7 +35,7 @@ def draw_predictions(
         names = table.class_names
         left = draw_instances(image, truth, class_names=names)
         right = draw_instances(image, predicted, class_names=names, score_threshold=score_threshold)
-        paths.append(folder / f"{Path(table.file_names[index]).stem}.png")
+        paths.append(folder / f"{picture}.png")
         save_picture(side_by_side(left, right), paths[-1])
     return paths
 

@@ -12,6 +12,7 @@ from engine.checkpoint import load_checkpoint
 from engine.data.dataset import read_image
 from engine.distributed import start_world
 from engine.draw import draw_instances, save_picture
+from engine.files import make_folder, picture_names
 from engine.progress import Reporter
 from engine.results import to_rows
 
@@ -58,7 +59,10 @@ def predict_images(
     loaded = load_checkpoint(checkpoint)
     config = loaded.load_config()
     names = ["background", *(category.name for category in loaded.categories)]
-    pictures = _picture_paths(paths, Path(output_dir))
+    folder = make_folder(output_dir)
+    # Where the pictures go beside the images, none takes an image's place.
+    beside = [path.stem for path in paths if path.resolve().parent == folder.resolve() and path.suffix == ".png"]
+    pictures = [folder / f"{name}.png" for name in picture_names(paths, taken=beside)]
     with start_world(device) as world:
         reporter = Reporter(world)
         model = loaded.build_model(config).to(world.device)
@@ -79,18 +83,7 @@ def predict_images(
         if not world.is_main:
             return []
         flat = [row for image_id in sorted(merged) for row in merged[image_id]]
-        results = Path(output_dir) / "results.json"
+        results = folder / "results.json"
         results.write_text(json.dumps(flat))
         reporter.line(f"{len(flat)} detections of any score in {results}")
         return flat
-
-
-def _picture_paths(paths: Sequence[Path], folder: Path) -> list[Path]:
-    """A picture's path for each image, named as the image; numbered where names meet."""
-    taken: set[str] = set()
-    pictures = []
-    for number, path in enumerate(paths, start=1):
-        name = path.stem if path.stem not in taken else f"{path.stem}_{number}"
-        taken.add(name)
-        pictures.append(folder / f"{name}.png")
-    return pictures

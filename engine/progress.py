@@ -11,6 +11,7 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 from engine.coco_eval import Score
 from engine.distributed import World
@@ -23,7 +24,7 @@ class Reporter:
         self.is_main = world.is_main
         # Lines in a file or a pipe are not to be wrapped at a terminal's width.
         width = None if sys.stdout.isatty() else 200
-        self.console = Console(quiet=not world.is_main, highlight=False, width=width, soft_wrap=True)
+        self.console = Console(quiet=not world.is_main, highlight=False, emoji=False, width=width, soft_wrap=True)
 
     def line(self, text: str = "") -> None:
         """Print a line."""
@@ -41,7 +42,7 @@ class Reporter:
         table = Table("class", *(f"{score.iou_type} AP" for score in scores), title="AP by class", title_justify="left")
         for name in scores[0].per_class:
             values = [score.per_class[name] for score in scores]
-            table.add_row(name, *("–" if value < 0 else f"{value:.3f}" for value in values))
+            table.add_row(Text(name), *("–" if value < 0 else f"{value:.3f}" for value in values))
         self.console.print(table)
 
     @contextmanager

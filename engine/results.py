@@ -59,7 +59,26 @@ def read_results(path: str | Path, *, iou_type: str) -> list[dict[str, Any]]:
                 raise UserError(f"{path}: result {i} has no {name!r}, which is needed to score {iou_type}.")
         if not isinstance(row["score"], int | float) or not np.isfinite(row["score"]):
             raise UserError(f"{path}: result {i} has score {row['score']!r}, which is no number.")
+        if not _is_well_formed(row[field], iou_type):
+            raise UserError(f"{path}: result {i} has {field} {row[field]!r:.80}. It must be {_FORMS[iou_type]}.")
     return rows
+
+
+_FORMS = {
+    "bbox": "[x, y, width, height] in pixels",
+    "segm": "RLE with size and counts, or polygons",
+    "keypoints": "[x, y, visibility, ...], three numbers for each keypoint",
+}
+
+
+def _is_well_formed(value: Any, iou_type: str) -> bool:
+    if iou_type == "segm" and isinstance(value, dict):
+        return {"size", "counts"} <= value.keys()
+    if iou_type == "segm":
+        return isinstance(value, list) and all(isinstance(polygon, list) for polygon in value)
+    if not isinstance(value, list) or not all(isinstance(v, int | float) and np.isfinite(v) for v in value):
+        return False
+    return len(value) == 4 if iou_type == "bbox" else len(value) > 0 and len(value) % 3 == 0
 
 
 def check_results(rows: Sequence[dict[str, Any]], ground_truth: dict[str, Any], *, source: str) -> None:
@@ -71,7 +90,7 @@ def check_results(rows: Sequence[dict[str, Any]], ground_truth: dict[str, Any], 
     images = {image["id"] for image in ground_truth["images"]}
     categories = {category["id"] for category in ground_truth["categories"]}
     for i, row in enumerate(rows):
-        if row["image_id"] not in images:
+        if not isinstance(row["image_id"], int) or row["image_id"] not in images:
             raise UserError(f"{source}: result {i} is of image {row['image_id']!r}, which the annotations do not list.")
-        if row["category_id"] not in categories:
+        if not isinstance(row["category_id"], int) or row["category_id"] not in categories:
             raise UserError(f"{source}: result {i} is of category {row['category_id']!r}, which the annotations do not list.")

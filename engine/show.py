@@ -5,6 +5,7 @@ from pathlib import Path
 from engine.build import build_training_set
 from engine.config import Config
 from engine.draw import save_picture
+from engine.files import make_folder
 from engine.pictures import draw_samples
 from heads.registry import predicts_masks
 
@@ -15,6 +16,7 @@ def show_samples(config: Config, output: str, *, count: int, epoch: int = 0) -> 
     Raises:
         UserError: the data cannot be read.
     """
+    make_folder(Path(output).parent)
     dataset = build_training_set(config, with_masks=predicts_masks(config.model.head.name))
     save_picture(draw_samples(dataset, count=count, epoch=epoch), Path(output))
     table = dataset.annotations

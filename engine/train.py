@@ -31,6 +31,7 @@ from engine.data.loader import BatchLoader
 from engine.distributed import World, start_world
 from engine.ema import average_model
 from engine.evaluate import predict_dataset, score_predictions
+from engine.files import make_folder
 from engine.pictures import draw_predictions
 from engine.progress import Reporter, Speed, clock, peak_memory_gb
 from engine.tracking import JsonlTracker, TensorBoardTracker, Tracker
@@ -79,7 +80,7 @@ class Run:
         if config.train.ema is not None:
             self.average = average_model(self.model, decay=config.train.ema.decay)
         self.step = 0
-        self.best = -1.0
+        self.best = float("-inf")
         if checkpoint is not None:
             self._restore(checkpoint)
         self.sampler = build_training_sampler(config, self.training_set, world, start_step=self.step)
@@ -281,7 +282,8 @@ class Run:
 
     def _find_checkpoint(self, resume: str | None) -> Checkpoint | None:
         last = self.folder / "last.pt"
-        if resume is None and last.exists():
+        goes_on_here = resume is not None and (resume == "" or Path(resume).resolve().parent == self.folder.resolve())
+        if last.exists() and not goes_on_here:
             raise UserError(f"{self.folder} holds a run already. Go on with it: --resume. Or start another: output_dir=FOLDER.")
         if resume is None:
             return None
@@ -324,15 +326,12 @@ class Run:
     def _open_folder(self) -> None:
         if not self.world.is_main:
             return
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            (self.folder / "config.yaml").write_text(dump_config(self.config), encoding="utf-8")
-            self.trackers = [
-                JsonlTracker(self.folder / "metrics.jsonl", start_step=self.step),
-                TensorBoardTracker(self.folder / "tensorboard", start_step=self.step),
-            ]
-        except OSError as error:
-            raise UserError(f"output_dir: {self.folder} cannot be written to ({error.strerror}).") from None
+        make_folder(self.folder)
+        (self.folder / "config.yaml").write_text(dump_config(self.config), encoding="utf-8")
+        self.trackers = [
+            JsonlTracker(self.folder / "metrics.jsonl", start_step=self.step),
+            TensorBoardTracker(self.folder / "tensorboard", start_step=self.step),
+        ]
 
     def _describe(self) -> None:
         config, line = self.config, self.reporter.line

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from backbones.errors import UserError
-from engine.data.masks import mask_area, to_rle
+from engine.data.masks import has_mask, mask_area, to_rle
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +50,7 @@ class Annotations:
     @property
     def has_masks(self) -> bool:
         """Whether any object has a segmentation."""
-        return any(bool(segmentation) for segmentation in self.segmentations)
+        return any(has_mask(segmentation) for segmentation in self.segmentations)
 
 
 def read_coco_json(path: str | Path) -> dict[str, Any]:
@@ -88,10 +88,11 @@ def read_coco_json(path: str | Path) -> dict[str, Any]:
                 if not isinstance(entry[field], int) or isinstance(entry[field], bool):
                     raise UserError(f"{path}: {name}[{i}] has {field} {entry[field]!r}, which is no whole number.")
     for name in required:
-        ids = [entry["id"] for entry in content[name]]
-        if len(set(ids)) < len(ids):
-            doubled = next(value for value in ids if ids.count(value) > 1)
-            raise UserError(f"{path}: two of {name} have the id {doubled}. Ids must be unique.")
+        seen: set[int] = set()
+        for entry in content[name]:
+            if entry["id"] in seen:
+                raise UserError(f"{path}: two of {name} have the id {entry['id']}. Ids must be unique.")
+            seen.add(entry["id"])
     if not content["images"]:
         raise UserError(f"{path} lists no images.")
     if not content["categories"]:
@@ -127,14 +128,14 @@ def load_annotations(path: str | Path) -> Annotations:
             raise UserError(f"{where} is of category {annotation['category_id']}, which `categories` does not list.")
         place = place_of[annotation["image_id"]]
         height, width = images[place]["height"], images[place]["width"]
-        x, y, w, h = _check_box(annotation["bbox"], where)
-        box = (max(x, 0.0), max(y, 0.0), min(x + w, width), min(y + h, height))
+        x, y, w, h = check_box(annotation["bbox"], where)
+        box = np.array([max(x, 0.0), max(y, 0.0), min(x + w, width), min(y + h, height)], np.float32)
         if box[2] <= box[0] or box[3] <= box[1]:
             num_dropped += 1
             continue
         segmentation = annotation.get("segmentation") or []
-        _check_segmentation(segmentation, where)
-        label, crowd = label_of[annotation["category_id"]], int(bool(annotation.get("iscrowd", 0)))
+        check_segmentation(segmentation, where)
+        label, crowd = label_of[annotation["category_id"]], crowd_flag(annotation, where)
         area = object_area(annotation, height, width, where)
         rows[place].append((box, label, area, crowd, annotation["id"], segmentation))
 
@@ -164,27 +165,49 @@ def object_area(annotation: dict[str, Any], height: int, width: int, where: str)
         UserError: the area stated is no number, or the mask is malformed; `where` names the annotation.
     """
     if annotation.get("area") is not None:
-        if not isinstance(annotation["area"], int | float):
+        if not isinstance(annotation["area"], int | float) or not math.isfinite(annotation["area"]):
             raise UserError(f"{where} has area {annotation['area']!r}, which is no number.")
         return float(annotation["area"])
     if annotation.get("segmentation"):
         try:
             rle = to_rle(annotation["segmentation"], height, width)
-        except (ValueError, TypeError) as error:
+            if rle is not None:
+                return float(mask_area(rle))
+        except ValueError as error:
             raise UserError(f"{where}: {error}.") from None
-        if rle is not None:
-            return float(mask_area(rle))
     return float(annotation["bbox"][2] * annotation["bbox"][3])
 
 
-def _check_box(box: Any, where: str) -> tuple[float, float, float, float]:
+def crowd_flag(annotation: dict[str, Any], where: str) -> int:
+    """An annotation's `iscrowd`, 0 where it is missing.
+
+    Raises:
+        UserError: it is neither 0 nor 1.
+    """
+    flag = annotation.get("iscrowd") or 0
+    if flag not in (0, 1):
+        raise UserError(f"{where} has iscrowd {flag!r}, which must be 0 or 1.")
+    return int(flag)
+
+
+def check_box(box: Any, where: str) -> tuple[float, float, float, float]:
+    """A COCO box as (x, y, width, height) in pixels.
+
+    Raises:
+        UserError: it is not four finite numbers.
+    """
     numbers = isinstance(box, list) and len(box) == 4 and all(isinstance(v, int | float) for v in box)
     if not numbers or not all(math.isfinite(v) for v in box):
         raise UserError(f"{where} has bbox {box!r:.80}: it must be [x, y, width, height] in pixels.")
     return float(box[0]), float(box[1]), float(box[2]), float(box[3])
 
 
-def _check_segmentation(segmentation: Any, where: str) -> None:
+def check_segmentation(segmentation: Any, where: str) -> None:
+    """Check that a segmentation has the form of polygons or RLE.
+
+    Raises:
+        UserError: it has not.
+    """
     if isinstance(segmentation, dict) and not {"counts", "size"} <= segmentation.keys():
         raise UserError(f"{where} has a segmentation with {sorted(segmentation)}: RLE needs `counts` and `size`.")
     if not isinstance(segmentation, dict | list):

@@ -75,7 +75,10 @@ def build_transforms(name: str, options: dict[str, Any]) -> "list[BasicTransform
     """
     if not name.startswith("albumentations/"):
         AUGMENTATIONS.check_options(name, options)
-        return AUGMENTATIONS.get(name)(**options)
+        try:
+            return AUGMENTATIONS.get(name)(**options)
+        except ValueError as error:  # pydantic's, from albumentations
+            raise UserError(f"The augmentation {name} cannot be made with {options}: {error}") from None
 
     import warnings
 

@@ -56,7 +56,10 @@ class CocoDataset(Dataset[Sample]):
         image = self.read_image(index)
         instances = self.instances(index)
         if self.augmentation is not None:
-            image, instances = self.augmentation(image, instances, seed=seed)
+            try:
+                image, instances = self.augmentation(image, instances, seed=seed)
+            except UserError as error:
+                raise UserError(f"{self.images / self.annotations.file_names[index]}: {error}") from error
         target: dict[str, Any] = {
             key: torch.from_numpy(np.ascontiguousarray(column)) for key, column in instances.items() if key != "rows"
         }
@@ -107,7 +110,7 @@ class CocoDataset(Dataset[Sample]):
         table = self.annotations
         try:
             return decode_segmentation(table.segmentations[row], int(table.heights[index]), int(table.widths[index]))
-        except (ValueError, TypeError) as error:
+        except ValueError as error:
             raise UserError(f"{table.path}: annotation {table.annotation_ids[row]}: {error}.") from None
 
 
@@ -122,10 +125,13 @@ def read_image(path: Path) -> np.ndarray:
             if image.mode.startswith("I;16"):  # Pillow would cut its values off at 255
                 grey = (np.asarray(image) // 256).astype(np.uint8)
                 return np.repeat(grey[:, :, None], 3, axis=2)
-            return np.asarray(image.convert("RGB"))
+            if image.mode == "P" and "transparency" in image.info:
+                image = image.convert("RGBA")  # type: ignore[assignment]
+            return np.array(image.convert("RGB"))
     except FileNotFoundError:
         raise UserError(f"There is no image file {path}.") from None
-    except (OSError, SyntaxError, ValueError) as error:  # Pillow's errors for broken files
+    # Pillow's errors for broken files, and for ones so large that they look like an attack.
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise UserError(f"The image {path} cannot be read: {error}. Replace it, or take it out of the annotations.") from None
 
 

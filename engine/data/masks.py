@@ -3,6 +3,7 @@
 hotcoco's mask functions are pycocotools' to the bit, and faster.
 """
 
+import math
 from typing import Any
 
 import numpy as np
@@ -19,21 +20,26 @@ def to_rle(segmentation: Any, height: int, width: int) -> dict[str, Any] | None:
         ValueError: it is none of these, or its size is not the image's.
     """
     if isinstance(segmentation, list):
-        if any(not isinstance(polygon, list) or len(polygon) % 2 for polygon in segmentation):
-            raise ValueError("a polygon must be a list of x, y, x, y, ...")
+        for polygon in segmentation:
+            if not isinstance(polygon, list) or len(polygon) % 2 or not all(_is_number(value) for value in polygon):
+                raise ValueError("a polygon must be a list of numbers x, y, x, y, ...")
         polygons = [polygon for polygon in segmentation if len(polygon) >= 6]
         if not polygons:
             return None
         return mask_api.merge(mask_api.frPyObjects(polygons, height, width))
     if not isinstance(segmentation, dict) or "counts" not in segmentation or "size" not in segmentation:
         raise ValueError("a segmentation must be a list of polygons, or RLE with `size` and `counts`")
-    if list(segmentation["size"]) != [height, width]:
+    if segmentation["size"] not in ([height, width], (height, width)):
         raise ValueError(f"the RLE's size {segmentation['size']} is not the image's, [{height}, {width}]")
     counts = segmentation["counts"]
     if isinstance(counts, list):
+        if not all(isinstance(count, int) and count >= 0 for count in counts):
+            raise ValueError("the RLE's counts must be whole numbers, not below zero")
         if sum(counts) != height * width:
             raise ValueError(f"the RLE's counts add up to {sum(counts)} pixels, the image has {height * width}")
-        return mask_api.frPyObjects(segmentation, height, width)
+        return mask_api.frPyObjects({"size": [height, width], "counts": counts}, height, width)
+    if not isinstance(counts, str | bytes):
+        raise ValueError(f"the RLE's counts are a {type(counts).__name__}, neither a text nor a list")
     return {"size": [height, width], "counts": counts.encode() if isinstance(counts, str) else counts}
 
 
@@ -41,10 +47,22 @@ def decode_segmentation(segmentation: Any, height: int, width: int) -> np.ndarra
     """A segmentation as a mask (H, W) uint8, all zero where it is empty.
 
     Raises:
-        ValueError: as `to_rle`.
+        ValueError: as `to_rle`; also compressed RLE that is garbled or does not fill the image.
     """
     rle = to_rle(segmentation, height, width)
-    return np.zeros((height, width), np.uint8) if rle is None else mask_api.decode(rle)
+    if rle is None:
+        return np.zeros((height, width), np.uint8)
+    mask = mask_api.decode(rle)
+    # A text cut short decodes to a mask that ends early. Encoding gives the runs back whole: theirs must be as many pixels.
+    if isinstance(rle["counts"], bytes) and isinstance(segmentation, dict) and _pixels(rle["counts"]) != height * width:
+        raise ValueError(f"the RLE's counts add up to {_pixels(rle['counts'])} pixels, the image has {height * width}")
+    return mask
+
+
+def encode_mask(mask: np.ndarray) -> dict[str, Any]:
+    """A mask (H, W), non-zero inside, as compressed RLE whose counts are a str, ready for JSON."""
+    rle = mask_api.encode(np.asfortranarray(mask, dtype=np.uint8))
+    return {"size": [int(side) for side in rle["size"]], "counts": rle["counts"].decode()}
 
 
 def mask_area(rle: dict[str, Any]) -> int:
@@ -52,7 +70,29 @@ def mask_area(rle: dict[str, Any]) -> int:
     return int(mask_api.area(rle))
 
 
-def encode_mask(mask: np.ndarray) -> dict[str, Any]:
-    """A mask (H, W), non-zero inside, as compressed RLE whose counts are a str, ready for JSON."""
-    rle = mask_api.encode(np.asfortranarray(mask, dtype=np.uint8))
-    return {"size": [int(side) for side in rle["size"]], "counts": rle["counts"].decode()}
+def has_mask(segmentation: Any) -> bool:
+    """Whether a segmentation covers anything at all: RLE, or a polygon of three points or more."""
+    if isinstance(segmentation, list):
+        return any(isinstance(polygon, list) and len(polygon) >= 6 for polygon in segmentation)
+    return bool(segmentation)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)
+
+
+def _pixels(counts: bytes) -> int:
+    """The pixels that compressed counts run over. Each count is a difference to the one before the last, in 5-bit groups."""
+    runs: list[int] = []
+    value, shift = 0, 0
+    for byte in counts:
+        group = byte - 48
+        value |= (group & 0x1F) << shift
+        shift += 5
+        if group & 0x20:
+            continue
+        if group & 0x10:
+            value -= 1 << shift
+        runs.append(value + (runs[-2] if len(runs) > 2 else 0))
+        value, shift = 0, 0
+    return sum(runs)

@@ -13,6 +13,7 @@ os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 import albumentations as A
 import cv2
 
+from backbones.errors import UserError
 from engine.data.resize import ResizeShorterSide
 
 cv2.setNumThreads(0)  # a loader has a process a core; threads within them only get in each other's way
@@ -33,7 +34,13 @@ class Augmentation:
             steps.append(ResizeShorterSide(min_sizes, max_size))
         # What is left of a box after a crop stays an object while it is a pixel wide and high.
         boxes = A.BboxParams(
-            format="pascal_voc", label_fields=["rows"], clip=True, filter_invalid_bboxes=True, min_width=1, min_height=1
+            format="pascal_voc",
+            label_fields=["rows"],
+            clip=True,
+            filter_invalid_bboxes=True,
+            min_width=1,
+            min_height=1,
+            check_each_transform=False,  # an object is judged by its size in the end
         )
         self._compose = A.Compose(steps, bbox_params=boxes)
 
@@ -57,7 +64,12 @@ class Augmentation:
         has_masks = "masks" in instances
         if has_masks and len(boxes):
             fields["masks"] = instances["masks"]
-        out = self._compose(**fields)
+        try:
+            out = self._compose(**fields)
+        except ValueError as error:  # such as a crop larger than the image
+            raise UserError(f"an augmentation cannot take it: {error}") from error
+        if out["image"].dtype != np.uint8:
+            raise UserError("an augmentation gives other than uint8 images. The model normalises them itself: leave that out.")
 
         # Boxes that fell out are gone from `bboxes`, masks never are: the row numbers say whose box is left.
         rows = np.asarray(out["rows"], dtype=np.int64)

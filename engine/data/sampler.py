@@ -49,7 +49,7 @@ class GlobalBatchSampler(Sampler[list[tuple[int, int]]]):
         self.total_steps = epochs * self.steps_per_epoch
 
     def __len__(self) -> int:
-        return (self.total_steps - self.start_step) * self.accumulate
+        return max(0, self.total_steps - self.start_step) * self.accumulate
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         batches: list[np.ndarray] = []
