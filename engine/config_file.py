@@ -55,6 +55,8 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     path = Path(path)
     if not path.is_file():
         known = [str(config) for folder in (path.parent, Path("configs")) for config in folder.glob("*.yaml")]
+        if str(Path("configs", path.name)) in known:
+            raise UserError(f"There is no config at {path}. Did you mean {str(Path('configs', path.name))!r}?")
         raise UserError(f"There is no config at {path}.{did_you_mean(str(path), known)}")
     source = _Source(str(path))
     try:

@@ -283,6 +283,8 @@ class Run:
     def _find_checkpoint(self, resume: str | None) -> Checkpoint | None:
         last = self.folder / "last.pt"
         goes_on_here = resume is not None and (resume == "" or Path(resume).resolve().parent == self.folder.resolve())
+        if resume and not Path(resume).is_file():
+            raise UserError(f"There is no checkpoint at {resume}.")
         if last.exists() and not goes_on_here:
             raise UserError(f"{self.folder} holds a run already. Go on with it: --resume. Or start another: output_dir=FOLDER.")
         if resume is None:

@@ -61,6 +61,9 @@ def large_scale_jitter(*, size: int = 1024, min_scale: float = 0.1, max_scale: f
 
     from engine.data.resize import ScaleJitter
 
+    if not 0 < min_scale <= max_scale:
+        raise ValueError(f"min_scale {min_scale} must be above 0, and not above max_scale {max_scale}")
+
     return [
         ScaleJitter(size=size, min_scale=min_scale, max_scale=max_scale),
         A.RandomCrop(size, size, pad_if_needed=True, pad_position="top_left", fill=(124, 116, 104), fill_mask=0),

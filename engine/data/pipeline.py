@@ -12,6 +12,7 @@ os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 
 import albumentations as A
 import cv2
+from albumentations.augmentations.crops.transforms import CropSizeError
 
 from backbones.errors import UserError
 from engine.data.resize import ResizeShorterSide
@@ -32,16 +33,7 @@ class Augmentation:
         steps = list(transforms)
         if min_sizes is not None:
             steps.append(ResizeShorterSide(min_sizes, max_size))
-        # What is left of a box after a crop stays an object while it is a pixel wide and high.
-        boxes = A.BboxParams(
-            format="pascal_voc",
-            label_fields=["rows"],
-            clip=True,
-            filter_invalid_bboxes=True,
-            min_width=1,
-            min_height=1,
-            check_each_transform=False,  # an object is judged by its size in the end
-        )
+        boxes = A.BboxParams(format="pascal_voc", label_fields=["rows"], clip=True, filter_invalid_bboxes=True)
         self._compose = A.Compose(steps, bbox_params=boxes)
 
     def __call__(
@@ -66,7 +58,7 @@ class Augmentation:
             fields["masks"] = instances["masks"]
         try:
             out = self._compose(**fields)
-        except ValueError as error:  # such as a crop larger than the image
+        except (ValueError, CropSizeError) as error:
             raise UserError(f"an augmentation cannot take it: {error}") from error
         if out["image"].dtype != np.uint8:
             raise UserError("an augmentation gives other than uint8 images. The model normalises them itself: leave that out.")
@@ -75,6 +67,9 @@ class Augmentation:
         rows = np.asarray(out["rows"], dtype=np.int64)
         new_boxes = np.asarray(out["bboxes"], dtype=np.float32).reshape(-1, 4)
         height, width = out["image"].shape[:2]
+        # What is left of a box stays an object while it is a pixel wide and high.
+        kept = (new_boxes[:, 2:] - new_boxes[:, :2] >= 1).all(axis=1)
+        rows, new_boxes = rows[kept], new_boxes[kept]
         if has_masks:
             masks = np.asarray(out["masks"])[rows] if len(rows) else np.zeros((0, height, width), np.uint8)
             visible = masks.any(axis=(1, 2))

@@ -259,11 +259,11 @@ def test_an_unknown_key_of_a_data_source_suggests_the_nearest(problems):
 @pytest.mark.parametrize(
     ("text", "key", "message"),
     [
-        ("model: {backbone: {name: resnet5}}", "model.backbone", "no backbone 'resnet5'. Did you mean 'resnet50'?"),
-        ("model: {head: {name: mask_rcn}}", "model.head", "no head 'mask_rcn'. Did you mean 'mask_rcnn'?"),
+        ("model: {backbone: {name: resnet5}}", "model.backbone.name", "no backbone 'resnet5'. Did you mean 'resnet50'?"),
+        ("model: {head: {name: mask_rcn}}", "model.head.name", "no head 'mask_rcn'. Did you mean 'mask_rcnn'?"),
         ("model: {head: {box_nms_tresh: 1}}", "model.head", "no option 'box_nms_tresh'. Did you mean 'box_nms_thresh'?"),
         ("model: {head: {box_nms_thresh: x}}", "model.head", "'box_nms_thresh' is 'x'"),
-        ("model: {pyramid: {name: fpm}}", "model.pyramid", "no pyramid 'fpm'. Did you mean 'fpn'?"),
+        ("model: {pyramid: {name: fpm}}", "model.pyramid.name", "no pyramid 'fpm'. Did you mean 'fpn'?"),
     ],
 )
 def test_what_is_registered_is_checked_by_name_option_and_type(problems, text, key, message):
@@ -381,7 +381,7 @@ def test_a_place_in_a_list_that_only_the_defaults_have_is_refused_with_advice(pr
         ("trian.epochs=3", "trian", "unknown key. Did you mean 'train'?"),
         ("train=5", "train", "not"),
         ("train.epochs.x=5", "train.epochs", "not"),
-        ("model.head.name=mask_rcn", "model.head", "Did you mean 'mask_rcnn'?"),
+        ("model.head.name=mask_rcn", "model.head.name", "Did you mean 'mask_rcnn'?"),
         ("model.head.box_nms_tresh=1", "model.head", "Did you mean 'box_nms_thresh'?"),
         ("data.train=shapse", "data.train", "Did you mean 'shapes'?"),
     ],
