@@ -89,12 +89,12 @@ def assert_aligned(image, out, before):
         assert out["masks"].any(axis=(1, 2)).all()
 
 
-def assert_boxes_hold_their_masks(out, *, tightly):
+def assert_boxes_hold_their_masks(out, *, tightly, slack=2):
     for box, mask in zip(out["boxes"], out["masks"], strict=True):
         rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
         extent = np.array([columns[0], rows[0], columns[-1] + 1, rows[-1] + 1])
-        assert (box[:2] <= extent[:2] + 2).all(), (box, extent)
-        assert (box[2:] >= extent[2:] - 2).all(), (box, extent)
+        assert (box[:2] <= extent[:2] + slack).all(), (box, extent)
+        assert (box[2:] >= extent[2:] - slack).all(), (box, extent)
         if tightly:
             np.testing.assert_allclose(box, extent, atol=2)
 
@@ -128,7 +128,8 @@ def test_columns_stay_together_through_any_combination(drawn, steps, with_masks,
     assert_aligned(image, out, before)
     assert min(image.shape[:2]) in (19, 20, 30, 31) or max(image.shape[:2]) in (59, 60)  # the rule rounds down
     if with_masks:
-        assert_boxes_hold_their_masks(out, tightly=False)
+        # A mask is rounded to whole pixels at each size it goes through, and later steps may enlarge that fourfold.
+        assert_boxes_hold_their_masks(out, tightly=False, slack=5)
 
 
 @pytest.mark.parametrize("step", GEOMETRY, ids=lambda step: step[0])
