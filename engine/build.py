@@ -167,8 +167,8 @@ def build_optimizer(config: Config, model: nn.Module) -> torch.optim.Optimizer:
     ]
     groups = [group | {"initial_lr": lr} for group in groups if group["params"]]
     if options.name == "adamw":
-        return torch.optim.AdamW(groups, lr=lr)
-    return torch.optim.SGD(groups, lr=lr, momentum=options.momentum)
+        return torch.optim.AdamW(groups, lr=lr, fused=True)
+    return torch.optim.SGD(groups, lr=lr, momentum=options.momentum, fused=True)
 
 
 def build_schedule(config: Config, *, steps_per_epoch: int) -> Callable[[int], float]:
@@ -176,7 +176,7 @@ def build_schedule(config: Config, *, steps_per_epoch: int) -> Callable[[int], f
     schedule = config.schedule
     total = config.train.epochs * steps_per_epoch
     warmup = min(schedule.warmup_steps, total // 5)
-    milestones = [m * (total if m <= 1 else steps_per_epoch) for m in schedule.milestones]
+    milestones = [round(m * (total if m <= 1 else steps_per_epoch), 6) for m in schedule.milestones]
 
     def factor(step: int) -> float:
         if step < warmup:

@@ -159,7 +159,7 @@ def load_annotations(path: str | Path) -> Annotations:
 
 
 def object_area(annotation: dict[str, Any], height: int, width: int, where: str) -> float:
-    """An annotation's area in pixels: as stated, or the mask's, or the box's.
+    """An annotation's area in pixels: as stated, or the mask's, or that of the box within the image.
 
     Raises:
         UserError: the area stated is no number, or the mask is malformed; `where` names the annotation.
@@ -175,7 +175,8 @@ def object_area(annotation: dict[str, Any], height: int, width: int, where: str)
                 return float(mask_area(rle))
         except ValueError as error:
             raise UserError(f"{where}: {error}.") from None
-    return float(annotation["bbox"][2] * annotation["bbox"][3])
+    x, y, w, h = check_box(annotation["bbox"], where)
+    return max(0.0, min(x + w, width) - max(x, 0.0)) * max(0.0, min(y + h, height) - max(y, 0.0))
 
 
 def crowd_flag(annotation: dict[str, Any], where: str) -> int:

@@ -67,8 +67,8 @@ class Augmentation:
         rows = np.asarray(out["rows"], dtype=np.int64)
         new_boxes = np.asarray(out["bboxes"], dtype=np.float32).reshape(-1, 4)
         height, width = out["image"].shape[:2]
-        # What is left of a box stays an object while it is a pixel wide and high.
-        kept = (new_boxes[:, 2:] - new_boxes[:, :2] >= 1).all(axis=1)
+        # What is left of a box stays an object while it is a pixel wide and high, but for albumentations' float32 fractions.
+        kept = (new_boxes[:, 2:] - new_boxes[:, :2] >= 0.999).all(axis=1)
         rows, new_boxes = rows[kept], new_boxes[kept]
         if has_masks:
             masks = np.asarray(out["masks"])[rows] if len(rows) else np.zeros((0, height, width), np.uint8)
