@@ -26,10 +26,10 @@ VERSION = 1  # part of the folder's name and of every seed: raise it when the re
 IMAGE_COUNTS = {"train": 360, "val": 80}
 CATEGORY_IDS = {"circle": 3, "square": 7, "triangle": 12, "star": 25, "ring": 40}  # gaps, so that readers must map them
 
-_SIZES = ((128, 128), (96, 128), (128, 96), (104, 128), (128, 104), (112, 128))  # (height, width), px
+_SIZES = ((96, 96), (72, 96), (96, 72), (80, 96), (96, 80), (88, 96))  # (height, width), px
 _NEGATIVE_SHARE, _CROWD_SHARE = 0.07, 0.08  # of the images
-_MAX_OBJECTS = 5
-_DIAMETERS = (12.0, 52.0)  # px; a pointed shape reaches up to 20% further
+_MAX_OBJECTS = 4
+_DIAMETERS = (12.0, 40.0)  # px; a pointed shape reaches up to 20% further
 _CROWD_COUNTS, _CROWD_DIAMETERS, _CROWD_PITCH = (8, 20), (8.0, 12.0), 12
 _MIN_VISIBLE, _MIN_AREA, _MIN_SIDE = 0.5, 40, 10  # of an object: share of its area, px^2, its box's shorter side in px
 _MIN_INSIDE = 0.75  # the share of an object's area that the image border must leave
