@@ -199,7 +199,7 @@ def test_a_run_that_was_stopped_before_its_first_checkpoint_is_not_mixed_with_an
 
 def test_a_folder_that_cannot_be_made_is_refused(make_config, tmp_path):
     (tmp_path / "file").write_text("kept")
-    with pytest.raises(UserError, match=r"output_dir.*cannot be written to"):
+    with pytest.raises(UserError, match=r"folder .*run cannot be written to"):
         train(make_config(f"output_dir={tmp_path / 'file' / 'run'}"))
     assert (tmp_path / "file").read_text() == "kept"
 
