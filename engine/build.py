@@ -167,7 +167,7 @@ def build_optimizer(config: Config, model: nn.Module) -> torch.optim.Optimizer:
     ]
     groups = [group | {"initial_lr": lr} for group in groups if group["params"]]
     if options.name == "adamw":
-        return torch.optim.AdamW(groups, lr=lr, fused=True)
+        return torch.optim.AdamW(groups, lr=lr)
     return torch.optim.SGD(groups, lr=lr, momentum=options.momentum)
 
 
