@@ -125,14 +125,8 @@ def train_once(factory: pytest.TempPathFactory) -> SimpleNamespace:
     if not _TRAINED:
         folder = factory.mktemp("trained")
         data = write_coco(folder / "data")
-        overrides = [
-            *MASKS,
-            "train.epochs=25",
-            "eval.every_epochs=25",
-            "optimizer.name=adamw",
-            "optimizer.lr=0.002",
-            "eval.pictures=2",
-        ]
+        learning = ["optimizer.name=adamw", "optimizer.lr=0.001", "schedule.name=cosine", "train.clip_grad_norm=1.0"]
+        overrides = [*MASKS, *learning, "train.epochs=32", "eval.every_epochs=32", "eval.pictures=2"]
         config = toy_config(*overrides, data=data, output_dir=folder / "run")
         with contextlib.redirect_stdout(io.StringIO()) as printed:
             scores = train(config)
