@@ -5,7 +5,8 @@
 >>> model = FasterRCNN(build_fpn_backbone("resnet50"), num_classes=91)
 """
 
-from backbones import resnet as _resnet  # noqa: F401  (registers the ResNets)
+from backbones import pyramids as _pyramids  # noqa: F401  (registers them)
+from backbones import resnet_models as _resnet_models  # noqa: F401  (registers the ResNets)
 from backbones.base import Backbone, FeatureSpec
 from backbones.errors import UserError
 from backbones.fpn import FeaturePyramid, FpnBackbone, build_fpn_backbone, register_pyramid

@@ -20,9 +20,13 @@ class Backbone(nn.Module):
     """Turns images into named feature maps.
 
     A subclass sets `feature_specs`, highest resolution first, implements `forward`, and names its stages in `stages`.
+    `in_channels` says how many channels its images have. `plain` says that maps of one stride are all it can give, as a plain
+    vision transformer's, so that a pyramid has to make the other scales from that one.
     """
 
     feature_specs: dict[str, FeatureSpec]
+    in_channels: int = 3
+    plain: bool = False
 
     def __init__(self) -> None:
         super().__init__()
@@ -32,9 +36,9 @@ class Backbone(nn.Module):
         """(B, C_in, H, W) -> {name: (B, channels, ceil(H / stride), ceil(W / stride))}, names and order as feature_specs."""
         raise NotImplementedError(f"{type(self).__name__} does not implement forward")
 
-    def stages(self) -> dict[str, list[nn.Module]]:
+    def stages(self) -> dict[str, list[nn.Module | nn.Parameter]]:
         """The parts that are frozen or trained together, from the image upwards. One stage unless a subclass says more."""
-        return {"backbone": list(self.children())}
+        return {"backbone": [*self.children(), *self.parameters(recurse=False)]}
 
     def freeze(self, trainable_layers: int) -> None:
         """Train the last `trainable_layers` stages only; the others get no gradient and their norms keep their statistics.
@@ -51,8 +55,8 @@ class Backbone(nn.Module):
                 f"({', '.join(names)}): give a number from 0 (all frozen) to {len(names)} (all trained)."
             )
         self._frozen_stages = tuple(names[: len(names) - trainable_layers])
-        for name, modules in self.stages().items():
-            for parameter in _parameters(modules):
+        for name, parts in self.stages().items():
+            for parameter in _parameters(parts):
                 parameter.requires_grad_(name not in self._frozen_stages)
         self.train(self.training)
 
@@ -61,18 +65,19 @@ class Backbone(nn.Module):
         super().train(mode)
         stages = self.stages() if self._frozen_stages else {}
         for name in self._frozen_stages:
-            for module in stages[name]:
-                module.eval()
+            for part in stages[name]:
+                if isinstance(part, nn.Module):
+                    part.eval()
         return self
 
     def describe_stages(self) -> list[str]:
         """A line for each stage: its name, whether it is trained, and its number of parameters."""
         lines = []
-        for name, modules in self.stages().items():
-            if not modules:
+        for name, parts in self.stages().items():
+            if not parts:
                 continue
-            total = sum(parameter.numel() for parameter in _parameters(modules))
-            trained = sum(parameter.numel() for parameter in _parameters(modules) if parameter.requires_grad)
+            total = sum(parameter.numel() for parameter in _parameters(parts))
+            trained = sum(parameter.numel() for parameter in _parameters(parts) if parameter.requires_grad)
             state = "trained" if trained == total else "frozen" if trained == 0 else f"trained in part ({trained:,})"
             lines.append(stage_line(name, state, total))
         return lines
@@ -83,6 +88,9 @@ def stage_line(name: str, state: str, parameters: int) -> str:
     return f"{name:<8} {state:<8} {parameters:>12,} parameters"
 
 
-def _parameters(modules: list[nn.Module]) -> Iterator[nn.Parameter]:
-    for module in modules:
-        yield from module.parameters()
+def _parameters(parts: list[nn.Module | nn.Parameter]) -> Iterator[nn.Parameter]:
+    for part in parts:
+        if isinstance(part, nn.Parameter):
+            yield part
+        else:
+            yield from part.parameters()

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from backbones.base import Backbone, FeatureSpec, stage_line
+from backbones.check_maps import check_maps
 from backbones.errors import UserError, did_you_mean
 from backbones.norms import NormLayer, norm_layer
 from backbones.registry import Registry, build_backbone
@@ -60,7 +61,17 @@ EXTRA_LEVELS: dict[str, Callable[[int, int], PooledLevel | P6P7]] = {
 }
 
 
-class FeaturePyramid(nn.Module):
+class Pyramid(nn.Module):
+    """Turns a backbone's maps into levels that share one number of channels; `out_specs` declares them, finest first."""
+
+    out_specs: dict[str, FeatureSpec]
+
+    def forward(self, features: dict[str, Tensor]) -> dict[str, Tensor]:
+        """{name: (B, channels, H_i, W_i)} finest first -> {name: (B, out_channels, H_j, W_j)}, as out_specs."""
+        raise NotImplementedError(f"{type(self).__name__} does not implement forward")
+
+
+class FeaturePyramid(Pyramid):
     """FPN: lateral 1x1 convolutions, a top-down path, and a 3x3 convolution on each level.
 
     Takes the maps that `in_specs` describes, finest first, and gives as many with `out_channels`, named "0", "1", ..., and the
@@ -87,18 +98,12 @@ class FeaturePyramid(nn.Module):
         norm: str | None = None,
     ) -> None:
         super().__init__()
-        if extra_level is not None and extra_level not in EXTRA_LEVELS:
-            raise UserError(f"There is no extra_level {extra_level!r}.{did_you_mean(extra_level, EXTRA_LEVELS)}")
+        check_extra_level(extra_level)
+        check_doubling(in_specs)
         specs = list(in_specs.items())
-        for (fine_name, fine), (coarse_name, coarse) in itertools.pairwise(specs):
-            if coarse.stride != 2 * fine.stride:
-                raise UserError(
-                    f"A feature pyramid needs strides that double: {fine_name} has stride {fine.stride}, the next map "
-                    f"{coarse_name} has {coarse.stride}, not {2 * fine.stride}. Choose other out_features."
-                )
         make_norm = norm_layer(norm) if norm is not None else None
-        self.inner_blocks = nn.ModuleList(_convolution(s.channels, out_channels, 1, make_norm) for _, s in specs)
-        self.layer_blocks = nn.ModuleList(_convolution(out_channels, out_channels, 3, make_norm) for _ in specs)
+        self.inner_blocks = nn.ModuleList(convolution_block(s.channels, out_channels, 1, make_norm) for _, s in specs)
+        self.layer_blocks = nn.ModuleList(convolution_block(out_channels, out_channels, 3, make_norm) for _ in specs)
         coarsest = specs[-1][1]
         self.extra_blocks = EXTRA_LEVELS[extra_level](coarsest.channels, out_channels) if extra_level else None
 
@@ -109,16 +114,21 @@ class FeaturePyramid(nn.Module):
     def forward(self, features: dict[str, Tensor]) -> dict[str, Tensor]:
         """{name: (B, channels, H_i, W_i)} finest first -> {"0": (B, out_channels, H_0, W_0), ..., extra levels}."""
         maps = list(features.values())
+        levels = self.top_down(maps)
+        pyramid = {str(i): level for i, level in enumerate(levels)}
+        if self.extra_blocks is not None:
+            pyramid |= self.extra_blocks(levels[-1], maps[-1])
+        return pyramid
+
+    def top_down(self, maps: list[Tensor]) -> list[Tensor]:
+        """The backbone's maps -> the levels P2, P3, ..., each the sum of its own map and the enlarged level above."""
         top_down = self.inner_blocks[-1](maps[-1])
         levels = [self.layer_blocks[-1](top_down)]
         for i in range(len(maps) - 2, -1, -1):
             lateral = self.inner_blocks[i](maps[i])
             top_down = lateral + F.interpolate(top_down, size=lateral.shape[-2:], mode="nearest")
             levels.insert(0, self.layer_blocks[i](top_down))
-        pyramid = {str(i): level for i, level in enumerate(levels)}
-        if self.extra_blocks is not None:
-            pyramid |= self.extra_blocks(levels[-1], maps[-1])
-        return pyramid
+        return levels
 
     def _load_from_state_dict(
         self, state_dict: dict[str, Any], prefix: str, local_metadata: dict[str, Any], *args: Any
@@ -131,7 +141,32 @@ class FeaturePyramid(nn.Module):
         super()._load_from_state_dict(state_dict, prefix, local_metadata, *args)
 
 
-def _convolution(in_channels: int, out_channels: int, kernel_size: int, make_norm: NormLayer | None) -> nn.Sequential:
+def check_extra_level(extra_level: str | None) -> None:
+    """Check that there is such an extra level.
+
+    Raises:
+        UserError: there is none.
+    """
+    if extra_level is not None and extra_level not in EXTRA_LEVELS:
+        raise UserError(f"There is no extra_level {extra_level!r}.{did_you_mean(extra_level, EXTRA_LEVELS)}")
+
+
+def check_doubling(in_specs: dict[str, FeatureSpec]) -> None:
+    """Check that each map's stride is twice that of the one before.
+
+    Raises:
+        UserError: one is not; the message names both maps.
+    """
+    for (fine_name, fine), (coarse_name, coarse) in itertools.pairwise(in_specs.items()):
+        if coarse.stride != 2 * fine.stride:
+            raise UserError(
+                f"A feature pyramid needs strides that double: {fine_name} has stride {fine.stride}, the next map "
+                f"{coarse_name} has {coarse.stride}, not {2 * fine.stride}. Choose other out_features."
+            )
+
+
+def convolution_block(in_channels: int, out_channels: int, kernel_size: int, make_norm: NormLayer | None) -> nn.Sequential:
+    """A convolution that keeps the map's size, with a bias or, where there is one, a norm."""
     convolution = nn.Conv2d(in_channels, out_channels, kernel_size, padding=kernel_size // 2, bias=make_norm is None)
     nn.init.kaiming_uniform_(convolution.weight, a=1)
     if convolution.bias is not None:
@@ -139,7 +174,7 @@ def _convolution(in_channels: int, out_channels: int, kernel_size: int, make_nor
     return nn.Sequential(convolution, *([make_norm(out_channels)] if make_norm is not None else []))
 
 
-PYRAMIDS: Registry[Callable[..., FeaturePyramid]] = Registry("pyramid")
+PYRAMIDS: Registry[Callable[..., Pyramid]] = Registry("pyramid")
 register_pyramid = PYRAMIDS.register
 register_pyramid("fpn")(FeaturePyramid)
 
@@ -150,18 +185,25 @@ class FpnBackbone(Backbone):
     `feature_specs` are the pyramid's levels ("0".."3" and the extra ones) and `out_channels` is what all of them have.
     """
 
-    def __init__(self, body: Backbone, fpn: FeaturePyramid) -> None:
+    def __init__(self, body: Backbone, fpn: Pyramid) -> None:
         super().__init__()
         self.body = body
         self.fpn = fpn
+        self.in_channels = body.in_channels
         self.feature_specs = fpn.out_specs
         self.out_channels = next(iter(fpn.out_specs.values())).channels
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         """(B, C_in, H, W) -> {"0": (B, out_channels, ceil(H / 4), ceil(W / 4)), ..., "pool": stride 64}."""
-        return self.fpn(self.body(images))
+        levels = self.fpn(self.body(images))
+        if not self.body.plain:
+            return levels
+        # Levels finer than the one map they are made from end where that does, past an image whose sides it does not divide.
+        height, width = images.shape[-2:]
+        strides = {name: spec.stride for name, spec in self.feature_specs.items()}
+        return {name: level[..., : -(-height // strides[name]), : -(-width // strides[name])] for name, level in levels.items()}
 
-    def stages(self) -> dict[str, list[nn.Module]]:
+    def stages(self) -> dict[str, list[nn.Module | nn.Parameter]]:
         """The body's stages: the pyramid is always trained."""
         return self.body.stages()
 
@@ -189,16 +231,19 @@ def build_fpn_backbone(
     Args:
         name: one of `list_backbones()`.
         out_channels: channels of every pyramid level.
-        pyramid: name of the pyramid.
+        pyramid: fpn, pafpn, bifpn, simple (all scales from one map) or single (one level). On a backbone with maps of one
+            stride alone, such as a plain vision transformer, fpn means simple.
         extra_level: what comes above the coarsest map: "pool", "p6p7" (on P5), "p6p7_on_c5", or None.
         pyramid_norm: normalisation in the pyramid: None, bn, sync_bn or gn.
         backbone_options: as for `build_backbone`: weights, norm, trainable_layers, in_channels, out_features, ...
 
     Raises:
-        UserError: as `build_backbone`; also unknown pyramids and extra levels.
+        UserError: as `build_backbone`; also unknown pyramids and extra levels, and maps that are not as declared.
     """
-    make_pyramid = PYRAMIDS.get(pyramid)
+    PYRAMIDS.get(pyramid)
     body = build_backbone(name, **backbone_options)
+    check_maps(body)
+    make_pyramid = PYRAMIDS.get("simple" if pyramid == "fpn" and body.plain else pyramid)
     return FpnBackbone(
         body, make_pyramid(body.feature_specs, out_channels=out_channels, extra_level=extra_level, norm=pyramid_norm)
     )

@@ -1,161 +1,184 @@
-"""ResNet, ResNeXt and Wide ResNet.
+"""ResNet, and what became of it: ResNeXt, Wide, B, C, D, SE, v2, dilated, deformable, and the form for CIFAR.
 
 He et al., Deep Residual Learning for Image Recognition, https://arxiv.org/abs/1512.03385
-Xie et al., Aggregated Residual Transformations, https://arxiv.org/abs/1611.05431
-Zagoruyko and Komodakis, Wide Residual Networks, https://arxiv.org/abs/1605.07146
-
-Parameters are named as torchvision names them, so that its checkpoints load unchanged.
+The blocks are in resnet_blocks.py. Parameters are named as torchvision names them, so that its checkpoints load unchanged.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from typing import Any, Literal
 
 from torch import Tensor, nn
+from torchvision.ops import DeformConv2d
 
 from backbones.base import Backbone, FeatureSpec
 from backbones.errors import UserError, did_you_mean
 from backbones.norms import NormLayer, norm_layer
-from backbones.registry import register_backbone
+from backbones.resnet_blocks import (
+    BasicBlock,
+    Bottleneck,
+    PreActivationBasicBlock,
+    PreActivationBottleneck,
+    ResidualBlock,
+    Shortcut,
+)
+from backbones.resnet_parts import DeformableConv2d, checkpointed
 
-
-class BasicBlock(nn.Module):
-    """Two 3x3 convolutions and a shortcut: (B, C_in, H, W) -> (B, channels, ceil(H / stride), ceil(W / stride))."""
-
-    expansion = 1
-
-    def __init__(self, in_channels: int, channels: int, *, stride: int, norm: NormLayer) -> None:
-        super().__init__()
-        self.conv1 = nn.Conv2d(in_channels, channels, kernel_size=3, stride=stride, padding=1, bias=False)
-        self.bn1 = norm(channels)
-        self.conv2 = nn.Conv2d(channels, channels, kernel_size=3, padding=1, bias=False)
-        self.bn2 = norm(channels)
-        self.relu = nn.ReLU(inplace=True)
-        self.downsample = shortcut(in_channels, channels, stride=stride, norm=norm)
-
-    def forward(self, x: Tensor) -> Tensor:
-        out = self.relu(self.bn1(self.conv1(x)))
-        out = self.bn2(self.conv2(out))
-        out += self.downsample(x)
-        return self.relu(out)
-
-
-class Bottleneck(nn.Module):
-    """1x1, 3x3 and 1x1 convolutions and a shortcut: (B, C_in, H, W) -> (B, 4 * channels, ceil(H / stride), ceil(W / stride)).
-
-    The stride is in the 3x3 convolution, which is what torchvision trains ("v1.5"). The paper and the Caffe weights have it in
-    the first 1x1: `stride_in_1x1`.
-    """
-
-    expansion = 4
-
-    def __init__(
-        self,
-        in_channels: int,
-        channels: int,
-        *,
-        stride: int,
-        norm: NormLayer,
-        groups: int = 1,
-        width_per_group: int = 64,
-        stride_in_1x1: bool = False,
-    ) -> None:
-        super().__init__()
-        width = channels * width_per_group // 64 * groups
-        out_channels = channels * self.expansion
-        stride_1x1, stride_3x3 = (stride, 1) if stride_in_1x1 else (1, stride)
-        self.conv1 = nn.Conv2d(in_channels, width, kernel_size=1, stride=stride_1x1, bias=False)
-        self.bn1 = norm(width)
-        self.conv2 = nn.Conv2d(width, width, kernel_size=3, stride=stride_3x3, padding=1, groups=groups, bias=False)
-        self.bn2 = norm(width)
-        self.conv3 = nn.Conv2d(width, out_channels, kernel_size=1, bias=False)
-        self.bn3 = norm(out_channels)
-        self.relu = nn.ReLU(inplace=True)
-        self.downsample = shortcut(in_channels, out_channels, stride=stride, norm=norm)
-
-    def forward(self, x: Tensor) -> Tensor:
-        out = self.relu(self.bn1(self.conv1(x)))
-        out = self.relu(self.bn2(self.conv2(out)))
-        out = self.bn3(self.conv3(out))
-        out += self.downsample(x)
-        return self.relu(out)
-
-
-def shortcut(in_channels: int, out_channels: int, *, stride: int, norm: NormLayer) -> nn.Module:
-    """The identity where the shape stays the same, else a 1x1 projection (the paper's option B)."""
-    if stride == 1 and in_channels == out_channels:
-        return nn.Identity()
-    convolution = nn.Conv2d(in_channels, out_channels, kernel_size=1, stride=stride, bias=False)
-    return nn.Sequential(convolution, norm(out_channels))
+Stem = Literal["7x7", "deep", "3x3"]
 
 
 class ResNet(Backbone):
     """A stem (stride 4) and four stages of residual blocks, which give c2, c3, c4 and c5 (strides 4, 8, 16, 32).
 
     Args:
-        block: makes one block from (in_channels, channels, stride=, norm=).
-        expansion: a stage's output channels over its `channels`: 1 for BasicBlock, 4 for Bottleneck.
-        depths: number of blocks in each of the four stages.
+        block: BasicBlock, Bottleneck, or a `partial` of one with options of its own.
+        depths: number of blocks in each stage: four for ImageNet, three for CIFAR.
         in_channels: channels of the images.
         norm: name of the normalisation layer.
-        out_features: which of c2..c5 to return. Stages above the last of them are not built.
+        out_features: which maps to return; also c1, the stem's (stride 2). Stages above the last of them are not built.
+        width: channels of the stem and of the first stage's blocks; each stage doubles them.
+        stem: 7x7 (stride 2 and a pooling of stride 2), deep (three 3x3 in place of the 7x7, ResNet-C), or 3x3 (stride 1 and no
+            pooling, as for CIFAR: the maps are then c0, c1, c2, c3).
+        shortcut: A, B, C or D; see resnet_blocks.ResidualBlock.make_shortcut.
+        pre_activation: norms and activations before the convolutions (v2). c5 is then normalised; the other maps are sums.
+        squeeze_excitation: weigh the channels of each residual.
+        output_stride: 8 or 16 trades the strides of the last stages for dilation (https://arxiv.org/abs/1606.00915), 32 none.
+        deformable_stages: those of c2..c5 whose 3x3 convolutions sample freely.
+        stochastic_depth: probability to leave out the last block in training; less for those before it
+            (https://arxiv.org/abs/1603.09382).
+        zero_init_last_norm: start each block as the identity (https://arxiv.org/abs/1706.02677, section 5.1).
+        checkpoint_blocks: keep only the blocks' inputs for the backward pass, and compute the rest again.
 
     Raises:
-        UserError: an unknown norm or feature name.
+        UserError: an unknown norm, feature, stage or stem, or a number out of range.
     """
 
     def __init__(
         self,
-        block: Callable[..., nn.Module],
-        *,
-        expansion: int,
+        block: Callable[..., ResidualBlock],
         depths: Sequence[int],
+        /,
+        *,
         in_channels: int = 3,
         norm: str = "bn",
         out_features: Sequence[str] | None = None,
+        width: int = 64,
+        stem: Stem = "7x7",
+        shortcut: Shortcut = "B",
+        pre_activation: bool = False,
+        squeeze_excitation: bool = False,
+        output_stride: Literal[8, 16, 32] = 32,
+        deformable_stages: list[str] | None = None,
+        stochastic_depth: float = 0.0,
+        zero_init_last_norm: bool = False,
+        checkpoint_blocks: bool = False,
     ) -> None:
         super().__init__()
-        all_specs = {f"c{2 + i}": FeatureSpec(64 * 2**i * expansion, stride=4 * 2**i) for i in range(4)}
-        self.feature_specs = select_features(all_specs, out_features)
-        num_stages = 1 + max(list(all_specs).index(name) for name in self.feature_specs)
+        _check_choice("stem", stem, ("7x7", "deep", "3x3"))
+        _check_choice("shortcut", shortcut, ("A", "B", "C", "D"))
+        _check_choice("output_stride", output_stride, (8, 16, 32))
+        if not 0 <= stochastic_depth < 1:
+            raise UserError(f"stochastic_depth is {stochastic_depth}: give a probability from 0 up to, not including, 1.")
+        if pre_activation:
+            block = _pre_activated(block)
+        expansion = _class_of(block).expansion
+        stem_stride = 1 if stem == "3x3" else 4
+        strides = [min(stem_stride * 2**i, output_stride) for i in range(len(depths))]
+        # C_k is the map of stride 2**k; where dilation keeps a stage's map large, its name stays.
+        names = [f"c{i + (0 if stem == '3x3' else 2)}" for i in range(len(depths))]
+        specs = {name: FeatureSpec(width * 2**i * expansion, strides[i]) for i, name in enumerate(names)}
+        stem_specs = {"c1": FeatureSpec(width, 2)} if stem != "3x3" else {}
+        self.feature_specs = select_features(stem_specs | specs, out_features or (names if out_features is None else ()))
+        num_stages = max((names.index(name) + 1 for name in self.feature_specs if name in names), default=0)
+        self._stage_names = names
+        for name in deformable_stages or ():
+            if name not in names:
+                raise UserError(f"deformable_stages names {name!r}.{did_you_mean(name, names)}")
 
+        self.in_channels = in_channels
+        self.checkpoint_blocks = checkpoint_blocks
         make_norm = norm_layer(norm)
-        self.conv1 = nn.Conv2d(in_channels, 64, kernel_size=7, stride=2, padding=3, bias=False)
-        self.bn1 = make_norm(64)
-        self.relu = nn.ReLU(inplace=True)
-        self.maxpool = nn.MaxPool2d(kernel_size=3, stride=2, padding=1)
+        self.conv1 = _stem_convolution(stem, in_channels, width, make_norm)
+        # In v2 the first block normalises what the stem gives.
+        self.bn1 = nn.Identity() if pre_activation else make_norm(width)
+        self.relu = nn.Identity() if pre_activation else nn.ReLU(inplace=True)
+        self.maxpool = nn.Identity() if stem == "3x3" else nn.MaxPool2d(kernel_size=3, stride=2, padding=1)
 
-        stage_in_channels = 64
+        stage_in_channels, dilation, built = width, 1, 0
         for i, depth in enumerate(depths[:num_stages]):
-            channels = 64 * 2**i
-            blocks = [block(stage_in_channels, channels, stride=1 if i == 0 else 2, norm=make_norm)]
-            stage_in_channels = channels * expansion
-            blocks += [block(stage_in_channels, channels, stride=1, norm=make_norm) for _ in range(depth - 1)]
+            stride = 1 if i == 0 else strides[i] // strides[i - 1]
+            first_dilation, dilation = dilation, dilation * (2 if i > 0 and stride == 1 else 1)
+            blocks: list[nn.Module] = []
+            for j in range(depth):
+                blocks.append(
+                    block(
+                        stage_in_channels,
+                        width * 2**i,
+                        stride=stride if j == 0 else 1,
+                        norm=make_norm,
+                        shortcut=shortcut,
+                        dilation=dilation,
+                        first_dilation=first_dilation if j == 0 else dilation,
+                        deformable=names[i] in (deformable_stages or ()),
+                        squeeze_excitation=squeeze_excitation,
+                        drop_probability=stochastic_depth * built / max(1, sum(depths) - 1),
+                    )
+                )
+                stage_in_channels, built = width * 2**i * expansion, built + 1
             self.add_module(f"layer{i + 1}", nn.Sequential(*blocks))
+        if pre_activation and num_stages == len(depths):
+            self.norm = make_norm(stage_in_channels)
 
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        self._initialise(zero_init_last_norm=zero_init_last_norm)
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
-        """(B, C_in, H, W) -> {"c2": (B, 64 * expansion, H / 4, W / 4), ..., "c5": (B, 512 * expansion, H / 32, W / 32)}."""
-        x = self.maxpool(self.relu(self.bn1(self.conv1(images))))
-        features = {}
+        """(B, C_in, H, W) -> {"c2": (B, C, H / 4, W / 4), ..., "c5": (B, 8 * C, H / 32, W / 32)}, C = width * expansion."""
+        x = self.relu(self.bn1(self.conv1(images)))
+        features = {"c1": x} if "c1" in self.feature_specs and "c1" not in self._stage_names else {}
+        x = self.maxpool(x)
         for name, layer in self.layers().items():
-            x = layer(x)
+            x = self._run(layer, x)
             if name in self.feature_specs:
                 features[name] = x
+        last = self._stage_names[-1]
+        if "norm" in self._modules and last in features:
+            features[last] = self.norm(features[last]).relu()
         return features
 
-    def layers(self) -> dict[str, nn.Module]:
+    def layers(self) -> dict[str, nn.Sequential]:
         """The residual stages by the name of the feature map each gives."""
-        names = ("layer1", "layer2", "layer3", "layer4")
-        return {f"c{i}": self.get_submodule(name) for i, name in enumerate(names, start=2) if name in self._modules}
+        stages = {name: self._modules.get(f"layer{i}") for i, name in enumerate(self._stage_names, start=1)}
+        return {name: stage for name, stage in stages.items() if isinstance(stage, nn.Sequential)}
 
-    def stages(self) -> dict[str, list[nn.Module]]:
+    def stages(self) -> dict[str, list[nn.Module | nn.Parameter]]:
         """The stem and layer1..layer4, which `trainable_layers` counts from the end."""
-        layers = list(self.layers().values())
-        # Stages that were not built count, too: trainable_layers means the same for any out_features.
-        return {"stem": [self.conv1, self.bn1], **{f"layer{i + 1}": layers[i : i + 1] for i in range(4)}}
+        stages: dict[str, list[nn.Module | nn.Parameter]] = {"stem": [self.conv1, self.bn1]}
+        layers: list[nn.Module] = list(self.layers().values())
+        for i in range(len(self._stage_names)):
+            # Stages that were not built count, too: trainable_layers means the same for any out_features.
+            stages[f"layer{i + 1}"] = [*layers[i : i + 1]]
+        if "norm" in self._modules:
+            stages[f"layer{len(self._stage_names)}"].append(self.norm)
+        return stages
+
+    def _run(self, layer: nn.Sequential, x: Tensor) -> Tensor:
+        if not (self.checkpoint_blocks and self.training and any(p.requires_grad for p in layer.parameters())):
+            return layer(x)
+        for block in layer:
+            x = checkpointed(block, x)
+        return x
+
+    def _initialise(self, *, zero_init_last_norm: bool) -> None:
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d | DeformConv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        for module in self.modules():
+            if isinstance(module, DeformableConv2d):
+                module.reset_offsets()
+            elif isinstance(module, ResidualBlock) and zero_init_last_norm:
+                weight = module.get_submodule(module.last_norm).weight
+                assert isinstance(weight, Tensor)
+                nn.init.zeros_(weight)
 
 
 def select_features(all_specs: dict[str, FeatureSpec], names: Sequence[str] | None) -> dict[str, FeatureSpec]:
@@ -172,32 +195,36 @@ def select_features(all_specs: dict[str, FeatureSpec], names: Sequence[str] | No
     return {name: spec for name, spec in all_specs.items() if names is None or name in names}
 
 
-def _register_basic(name: str, depths: tuple[int, int, int, int]) -> None:
-    @register_backbone(name)
-    def build(*, in_channels: int = 3, norm: str = "bn", out_features: Sequence[str] | None = None) -> ResNet:
-        return ResNet(BasicBlock, expansion=1, depths=depths, in_channels=in_channels, norm=norm, out_features=out_features)
+def _check_choice(option: str, value: Any, choices: Sequence[Any]) -> None:
+    if value not in choices:
+        raise UserError(f"{option} is {value!r}: give one of {', '.join(str(choice) for choice in choices)}.")
 
 
-def _register_bottleneck(name: str, depths: tuple[int, int, int, int], *, groups: int = 1, width_per_group: int = 64) -> None:
-    @register_backbone(name)
-    def build(
-        *,
-        in_channels: int = 3,
-        norm: str = "bn",
-        out_features: Sequence[str] | None = None,
-        stride_in_1x1: bool = False,
-    ) -> ResNet:
-        block = partial(Bottleneck, groups=groups, width_per_group=width_per_group, stride_in_1x1=stride_in_1x1)
-        return ResNet(block, expansion=4, depths=depths, in_channels=in_channels, norm=norm, out_features=out_features)
+def _class_of(block: Callable[..., ResidualBlock]) -> type[ResidualBlock]:
+    found = block.func if isinstance(block, partial) else block
+    assert isinstance(found, type)
+    assert issubclass(found, ResidualBlock)
+    return found
 
 
-_register_basic("resnet18", (2, 2, 2, 2))
-_register_basic("resnet34", (3, 4, 6, 3))
-_register_bottleneck("resnet50", (3, 4, 6, 3))
-_register_bottleneck("resnet101", (3, 4, 23, 3))
-_register_bottleneck("resnet152", (3, 8, 36, 3))
-_register_bottleneck("resnext50_32x4d", (3, 4, 6, 3), groups=32, width_per_group=4)
-_register_bottleneck("resnext101_32x8d", (3, 4, 23, 3), groups=32, width_per_group=8)
-_register_bottleneck("resnext101_64x4d", (3, 4, 23, 3), groups=64, width_per_group=4)
-_register_bottleneck("wide_resnet50_2", (3, 4, 6, 3), width_per_group=128)
-_register_bottleneck("wide_resnet101_2", (3, 4, 23, 3), width_per_group=128)
+def _pre_activated(block: Callable[..., ResidualBlock]) -> Callable[..., ResidualBlock]:
+    forms = {BasicBlock: PreActivationBasicBlock, Bottleneck: PreActivationBottleneck}
+    options = block.keywords if isinstance(block, partial) else {}
+    return partial(forms[_class_of(block)], **options)
+
+
+def _stem_convolution(stem: Stem, in_channels: int, width: int, norm: NormLayer) -> nn.Module:
+    if stem == "3x3":
+        return nn.Conv2d(in_channels, width, kernel_size=3, padding=1, bias=False)
+    if stem == "7x7":
+        return nn.Conv2d(in_channels, width, kernel_size=7, stride=2, padding=3, bias=False)
+
+    def layers() -> Iterator[nn.Module]:
+        half = width // 2
+        for given, stride in ((in_channels, 2), (half, 1)):
+            yield nn.Conv2d(given, half, kernel_size=3, stride=stride, padding=1, bias=False)
+            yield norm(half)
+            yield nn.ReLU(inplace=True)
+        yield nn.Conv2d(half, width, kernel_size=3, padding=1, bias=False)
+
+    return nn.Sequential(*layers())

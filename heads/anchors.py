@@ -10,6 +10,7 @@ from torchvision.ops import MultiScaleRoIAlign
 from torchvision.ops.poolers import LevelMapper
 
 from backbones import Backbone, FeatureSpec, UserError
+from backbones.check_maps import check_maps, declared_specs
 
 # RoIs are pooled from P2..P5; coarser levels only propose (Lin et al., https://arxiv.org/abs/1612.03144, section 4).
 COARSEST_ROI_STRIDE = 32
@@ -17,6 +18,8 @@ COARSEST_ROI_STRIDE = 32
 
 def feature_levels(backbone: nn.Module) -> dict[str, FeatureSpec]:
     """The backbone's feature_specs, checked to be what a two-stage detector needs: one number of channels, growing strides.
+
+    The backbone is run once, so that maps which are not what it declares are found here and not in training.
 
     Raises:
         UserError: they are missing, or a level breaks the contract; the message names the level.
@@ -26,9 +29,7 @@ def feature_levels(backbone: nn.Module) -> dict[str, FeatureSpec]:
             f"{type(backbone).__name__} is not a backbones.Backbone, so its channels and strides are unknown. Build one with "
             "build_fpn_backbone, or subclass Backbone and set feature_specs."
         )
-    levels: dict[str, FeatureSpec] = getattr(backbone, "feature_specs", {})
-    if not levels:
-        raise UserError(f"{type(backbone).__name__} sets no feature_specs: the heads build their anchors from them.")
+    levels = declared_specs(backbone)
     out_channels = getattr(backbone, "out_channels", None)
     if out_channels is None:
         raise UserError(
@@ -42,6 +43,7 @@ def feature_levels(backbone: nn.Module) -> dict[str, FeatureSpec]:
         if spec.stride <= last_stride:
             raise UserError(f"Level {name!r} has stride {spec.stride}, not more than {last_stride}: order levels finest first.")
         last_stride = spec.stride
+    check_maps(backbone)
     return levels
 
 

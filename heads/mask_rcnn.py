@@ -6,7 +6,7 @@ from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
 from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
 
 from backbones import Backbone
-from heads.anchors import feature_levels, roi_pool
+from heads.anchors import roi_pool
 from heads.faster_rcnn import faster_rcnn
 from heads.rcnn_parts import RoIHeads
 from heads.registry import register_detector
@@ -36,7 +36,7 @@ def mask_rcnn(
         UserError: as for `faster_rcnn`.
     """
     model = faster_rcnn(backbone, num_classes, **box_options)
-    levels = feature_levels(backbone)
+    levels = backbone.feature_specs
     channels = next(iter(levels.values())).channels
     roi_heads = model.roi_heads
     assert isinstance(roi_heads, RoIHeads)

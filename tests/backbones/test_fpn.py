@@ -110,8 +110,8 @@ def test_unknown_extra_level_suggests_the_nearest():
 
 
 def test_unknown_pyramid_names_what_there_is():
-    with pytest.raises(UserError, match=r"no pyramid 'bifpn'.*'fpn'"):
-        build_fpn_backbone("resnet18", pyramid="bifpn")
+    with pytest.raises(UserError, match=r"no pyramid 'bfpn'.*'bifpn'"):
+        build_fpn_backbone("resnet18", pyramid="bfpn")
 
 
 def test_a_registered_pyramid_builds_by_name(monkeypatch):
