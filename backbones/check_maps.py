@@ -61,11 +61,11 @@ def declared_specs(backbone: Backbone) -> dict[str, FeatureSpec]:
     for name, spec in specs.items():
         if not isinstance(spec, FeatureSpec) or spec.channels < 1 or spec.stride < 1:
             raise ContractError(
-                f"{kind} declares level {name!r} as {spec!r}: give FeatureSpec(channels=..., stride=...), both from 1."
+                f"Level {name!r} of {kind} is declared as {spec!r}: give FeatureSpec(channels=..., stride=...), both from 1."
             )
         if spec.stride < before:
             raise ContractError(
-                f"{kind} declares level {name!r} of stride {spec.stride} after one of {before}: order them finest first."
+                f"Level {name!r} has stride {spec.stride} after one of {before}, in {kind}: order levels finest first."
             )
         before = spec.stride
     return specs
@@ -99,13 +99,13 @@ def run(backbone: Backbone, size: tuple[int, int]) -> dict[str, Tensor]:
 
 def _check_map(found: Tensor, name: str, spec: FeatureSpec, size: tuple[int, int], kind: str) -> None:
     if not isinstance(found, Tensor):
-        raise ContractError(f"{kind}: level {name!r} is a {type(found).__name__}, not a tensor.")
+        raise ContractError(f"Level {name!r} of {kind} is a {type(found).__name__}, not a tensor.")
     height, width = (-(-side // spec.stride) for side in size)
     expected = (1, spec.channels, height, width)
     if tuple(found.shape) == expected:
         return
     what = (
-        f"{kind}: level {name!r} is {tuple(found.shape)} for an image of {size[0]} x {size[1]} pixels, expected {expected} "
+        f"Level {name!r} of {kind} is {tuple(found.shape)} for an image of {size[0]} x {size[1]} pixels, expected {expected} "
         f"from {spec.channels} channels and stride {spec.stride}"
     )
     if tuple(found.shape) == (1, height, width, spec.channels):

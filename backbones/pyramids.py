@@ -1,6 +1,7 @@
 """Pyramids besides FPN: a second path upwards, weighed sums both ways, all scales from one map, and no pyramid at all."""
 
 import math
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -192,7 +193,7 @@ class SimpleFeaturePyramid(Pyramid):
             raise UserError(
                 f"The simple pyramid makes strides 4 to 32 from {name}, whose stride {given.stride} is no power of two."
             )
-        make_norm = norm_layer(norm) if norm is not None else LayerNorm2d
+        make_norm = norm_layer(norm) if norm is not None else partial(LayerNorm2d, eps=1e-6)
         self.scale_blocks = nn.ModuleList(
             _rescaling(given.channels, out_channels, given.stride, stride, make_norm) for stride in self.STRIDES
         )

@@ -27,6 +27,13 @@ class Declares(Backbone):
         if out_channels is not None:
             self.out_channels = out_channels
 
+    def forward(self, images):
+        height, width = images.shape[-2:]
+        return {
+            name: images.new_zeros(len(images), spec.channels, -(-height // spec.stride), -(-width // spec.stride))
+            for name, spec in self.feature_specs.items()
+        }
+
 
 def test_anchors_of_a_pyramid_are_torchvision_defaults():
     ours, theirs = anchor_generator(FPN_LEVELS), _default_anchorgen()
