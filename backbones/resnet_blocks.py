@@ -18,23 +18,12 @@ Shortcut = Literal["A", "B", "C", "D"]
 
 
 class ResidualBlock(nn.Module):
-    """What the blocks share: the convolutions and norms their subclasses name, and the shortcut around them.
-
-    Args:
-        in_channels: channels of the map it is given.
-        out_channels: channels of the map it gives.
-        stride: of the block; its shortcut follows.
-        norm: makes a normalisation layer from a number of channels.
-        shortcut: A, B, C or D; see `make_shortcut`.
-        dilation: of the 3x3 convolutions, in place of a stride that is not taken.
-        squeeze_excitation: whether the residual's channels are weighed before the sum.
-        drop_probability: how often the residual is left out in training (stochastic depth).
-    """
+    """What the blocks share: the shortcut around their convolutions, and what is done to the residual before the sum."""
 
     expansion: int  # output channels over the block's `channels`
     last_norm: str  # the norm that closes the residual, which `zero_init_last_norm` sets to zero; of v2, the convolution
 
-    def __init__(
+    def add_shortcut(
         self,
         in_channels: int,
         out_channels: int,
@@ -46,7 +35,18 @@ class ResidualBlock(nn.Module):
         squeeze_excitation: bool,
         drop_probability: float,
     ) -> None:
-        super().__init__()
+        """Complete a block whose convolutions are there.
+
+        Args:
+            in_channels: channels of the map the block is given.
+            out_channels: channels of the map it gives.
+            stride: of the block; its shortcut follows.
+            norm: makes a normalisation layer from a number of channels.
+            shortcut: A, B, C or D; see `make_shortcut`.
+            dilation: of the 3x3 convolutions, in place of a stride that is not taken.
+            squeeze_excitation: whether the residual's channels are weighed before the sum.
+            drop_probability: how often the residual is left out in training (stochastic depth).
+        """
         self.relu = nn.ReLU(inplace=True)
         self.downsample = self.make_shortcut(
             in_channels, out_channels, kind=shortcut, stride=stride, norm=norm, dilation=dilation
@@ -97,11 +97,12 @@ class BasicBlock(ResidualBlock):
         deformable: bool = False,
         **options: Any,
     ) -> None:
-        super().__init__(in_channels, channels, stride=stride, norm=norm, dilation=dilation, **options)
+        super().__init__()
         self.conv1 = conv3x3(in_channels, channels, stride=stride, dilation=first_dilation)
         self.bn1 = norm(channels)
         self.conv2 = conv3x3(channels, channels, dilation=dilation, deformable=deformable)
         self.bn2 = norm(channels)
+        self.add_shortcut(in_channels, channels, stride=stride, norm=norm, dilation=dilation, **options)
 
     def forward(self, x: Tensor) -> Tensor:
         out = self.relu(self.bn1(self.conv1(x)))
@@ -136,9 +137,9 @@ class Bottleneck(ResidualBlock):
         deformable: bool = False,
         **options: Any,
     ) -> None:
+        super().__init__()
         width = channels * width_per_group // 64 * groups
         out_channels = channels * self.expansion
-        super().__init__(in_channels, out_channels, stride=stride, norm=norm, dilation=dilation, **options)
         stride_1x1, stride_3x3 = (stride, 1) if stride_in_1x1 else (1, stride)
         self.conv1 = nn.Conv2d(in_channels, width, kernel_size=1, stride=stride_1x1, bias=False)
         self.bn1 = norm(width)
@@ -146,6 +147,7 @@ class Bottleneck(ResidualBlock):
         self.bn2 = norm(width)
         self.conv3 = nn.Conv2d(width, out_channels, kernel_size=1, bias=False)
         self.bn3 = norm(out_channels)
+        self.add_shortcut(in_channels, out_channels, stride=stride, norm=norm, dilation=dilation, **options)
 
     def forward(self, x: Tensor) -> Tensor:
         out = self.relu(self.bn1(self.conv1(x)))

@@ -4,7 +4,7 @@ from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHe
 from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
 from torchvision.models.detection.rpn import RPNHead
 
-from backbones import Backbone
+from backbones import Backbone, UserError
 from heads.anchors import anchor_generator, feature_levels, roi_pool
 from heads.rcnn_parts import DetectionTransform, RegionProposalNetwork, RoIHeads
 from heads.registry import register_detector
@@ -55,6 +55,9 @@ def faster_rcnn(
         num_classes: number of classes, the background counted.
         min_size: the shorter side an image is resized to, in pixels; several are drawn from in training.
         max_size: no side gets longer than this, in pixels.
+        image_mean: what is subtracted from each channel of an image in [0, 1]; left out, ImageNet's, and for images not
+            of three channels the mean of those, for each.
+        image_std: what each channel is divided by then; left out, as for image_mean.
         resize_in_training: whether the model resizes training images, too; say no where the loader has done it.
         anchor_sizes: sides in pixels, a list for each level, in place of `anchor_scale`.
         aspect_ratios: of the anchors, height over width; 0.5, 1 and 2 if left out.
@@ -63,7 +66,7 @@ def faster_rcnn(
     The other options are torchvision's own, https://docs.pytorch.org/vision/stable/models/faster_rcnn.html.
 
     Raises:
-        UserError: the backbone's levels and the anchors do not go together.
+        UserError: the backbone's levels and the anchors do not go together, or numbers of channels differ.
     """
     levels = feature_levels(backbone)
     channels = next(iter(levels.values())).channels
@@ -98,8 +101,23 @@ def faster_rcnn(
     transform = DetectionTransform(
         min_size,
         max_size,
-        list(image_mean or IMAGENET_MEAN),
-        list(image_std or IMAGENET_STD),
+        channel_constants("image_mean", image_mean, IMAGENET_MEAN, backbone.in_channels),
+        channel_constants("image_std", image_std, IMAGENET_STD, backbone.in_channels),
         resize_in_training=resize_in_training,
     )
     return GeneralizedRCNN(backbone, rpn, roi_heads, transform)
+
+
+def channel_constants(option: str, given: list[float] | None, imagenet: tuple[float, ...], in_channels: int) -> list[float]:
+    """A number for each channel of an image: those given, or ImageNet's, or their mean where images are not of three channels.
+
+    Raises:
+        UserError: another number of them is given than the images have channels.
+    """
+    if given is None:
+        return list(imagenet) if in_channels == 3 else [sum(imagenet) / 3] * in_channels
+    if len(given) != in_channels:
+        raise UserError(
+            f"{option} has {len(given)} numbers, but the backbone takes images of {in_channels} channels: give one for each."
+        )
+    return list(given)

@@ -132,3 +132,12 @@ def test_norm_is_the_only_normalisation_in_the_network(norm, layer):
     norms = [module for name, module in backbone.named_modules() if name.endswith(("bn1", "bn2", "downsample.1"))]
     assert len(norms) == 20
     assert {type(module) for module in norms} == {layer}
+
+
+@pytest.mark.parametrize("name", TORCHVISION_RESNETS)
+def test_parameters_come_in_torchvision_order(name):
+    """An optimizer's state names parameters by their place."""
+    with torch.device("meta"):
+        ours, theirs = build_backbone(name), torchvision.models.get_model(name)
+    expected = [key for key, _ in theirs.named_parameters() if not key.startswith("fc.")]
+    assert [key for key, _ in ours.named_parameters()] == expected

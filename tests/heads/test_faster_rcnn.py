@@ -131,7 +131,7 @@ def test_bytes_and_floats_give_the_same(small_detector, randomize, make_target):
 
 
 def test_labels_run_from_one_to_the_last_class(small_detector, randomize):
-    model = randomize(small_detector(num_classes=3, box_score_thresh=0.0)).eval()
+    model = randomize(small_detector(num_classes=3, box_score_thresh=0.0, box_detections_per_img=10000)).eval()
     (prediction,) = model([torch.rand(3, 64, 96)])
     assert set(prediction["labels"].tolist()) == {1, 2}
     assert model.roi_heads.box_predictor.bbox_pred.out_features == 12
@@ -217,3 +217,21 @@ def test_frozen_stages_of_a_detector_stay_frozen(small_detector, make_target, tr
     assert trained == {name for name, _ in model.named_parameters() if not name.startswith(frozen)}
     moved = {name for name, buffer in model.named_buffers() if not torch.equal(buffer, before[name])}
     assert moved == {name for name in before if not name.startswith(frozen)}
+
+
+@pytest.mark.parametrize("in_channels", [1, 4])
+def test_images_of_other_numbers_of_channels_train_and_are_normalised_channel_by_channel(
+    in_channels, small_detector, make_target, train_step
+):
+    model = small_detector(backbone={"in_channels": in_channels})
+    image = torch.rand(in_channels, 64, 96)
+    assert torch.allclose(model.transform.normalize(image), (image - 0.449) / 0.226, atol=1e-6)
+    losses = train_step(model, [image], [make_target([[8, 8, 60, 50]])])
+    assert losses["loss_classifier"] > 0
+
+
+@pytest.mark.parametrize("option", ["image_mean", "image_std"])
+def test_a_number_for_each_channel_or_a_sentence(option, small_detector):
+    assert small_detector(**{option: [0.1, 0.2, 0.3]}).transform
+    with pytest.raises(ValueError, match=rf"{option} has 3 numbers, but the backbone takes images of 1 channels"):
+        small_detector(backbone={"in_channels": 1}, **{option: [0.1, 0.2, 0.3]})
