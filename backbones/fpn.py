@@ -176,6 +176,8 @@ def convolution_block(in_channels: int, out_channels: int, kernel_size: int, mak
 
 PYRAMIDS: Registry[Callable[..., Pyramid]] = Registry("pyramid")
 register_pyramid = PYRAMIDS.register
+# What `build_fpn_backbone` itself passes to every pyramid.
+PYRAMID_STANDARD_OPTIONS = ("in_specs", "out_channels", "extra_level", "norm")
 register_pyramid("fpn")(FeaturePyramid)
 
 
@@ -224,6 +226,7 @@ def build_fpn_backbone(
     pyramid: str = "fpn",
     extra_level: str | None = "pool",
     pyramid_norm: str | None = None,
+    pyramid_options: dict[str, Any] | None = None,
     **backbone_options: Any,
 ) -> FpnBackbone:
     """Build a backbone with a feature pyramid, ready for `FasterRCNN(build_fpn_backbone("resnet50"), num_classes=91)`.
@@ -235,15 +238,18 @@ def build_fpn_backbone(
             stride alone, such as a plain vision transformer, fpn means simple.
         extra_level: what comes above the coarsest map: "pool", "p6p7" (on P5), "p6p7_on_c5", or None.
         pyramid_norm: normalisation in the pyramid: None, bn, sync_bn or gn.
+        pyramid_options: what the pyramid itself offers, such as {"repeats": 5} for bifpn.
         backbone_options: as for `build_backbone`: weights, norm, trainable_layers, in_channels, out_features, ...
 
     Raises:
         UserError: as `build_backbone`; also unknown pyramids and extra levels, and maps that are not as declared.
     """
-    PYRAMIDS.get(pyramid)
+    pyramid_options = pyramid_options or {}
+    PYRAMIDS.check_options(pyramid, pyramid_options, besides=PYRAMID_STANDARD_OPTIONS)
     body = build_backbone(name, **backbone_options)
     check_maps(body)
     make_pyramid = PYRAMIDS.get("simple" if pyramid == "fpn" and body.plain else pyramid)
-    return FpnBackbone(
-        body, make_pyramid(body.feature_specs, out_channels=out_channels, extra_level=extra_level, norm=pyramid_norm)
+    levels = make_pyramid(
+        body.feature_specs, out_channels=out_channels, extra_level=extra_level, norm=pyramid_norm, **pyramid_options
     )
+    return FpnBackbone(body, levels)

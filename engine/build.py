@@ -38,7 +38,7 @@ def build_model(config: Config, *, num_classes: int, load_weights: bool) -> nn.M
         pyramid=config.model.pyramid.name,
         extra_level=config.model.pyramid.extra_level,
         pyramid_norm=config.model.pyramid.norm,
-        **config.model.pyramid.options(),
+        pyramid_options=config.model.pyramid.options(),
         weights=backbone_config.weights if load_weights else None,
         # What the weights would choose holds without them, too: a checkpoint brings its own.
         norm=backbone_config.norm or ("frozen_bn" if has_weights else "bn"),

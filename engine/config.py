@@ -14,7 +14,7 @@ from pydantic import (
 )
 
 from backbones.errors import UserError
-from backbones.fpn import PYRAMIDS
+from backbones.fpn import PYRAMID_STANDARD_OPTIONS, PYRAMIDS
 from backbones.registry import BACKBONES, STANDARD_OPTIONS, Registry
 from engine.data.augmentations import AUGMENTATIONS
 from engine.data.sources import DATASETS
@@ -91,14 +91,16 @@ class BackboneConfig(Choice):
 
 class PyramidConfig(Choice):
     name: Annotated[str, _registered(PYRAMIDS)] = "fpn"
+    """fpn, pafpn, bifpn, simple (all scales from one map) or single (one level, no pyramid)."""
     out_channels: PositiveInt = 256
     extra_level: Literal["pool", "p6p7", "p6p7_on_c5"] | None = "pool"
+    """What comes above the coarsest map."""
     norm: Literal["bn", "sync_bn", "gn"] | None = None
     """Normalisation after each of the pyramid's convolutions."""
 
     @model_validator(mode="after")
     def _check(self) -> "PyramidConfig":
-        check_choice(self, PYRAMIDS, besides=("in_specs", "out_channels", "extra_level", "norm"))
+        check_choice(self, PYRAMIDS, besides=PYRAMID_STANDARD_OPTIONS)
         return self
 
 

@@ -161,3 +161,10 @@ def test_levels_are_as_declared_on_odd_sizes(name, extra_level):
 def test_what_a_pyramid_cannot_do_is_refused(options, message):
     with pytest.raises(UserError, match=message):
         build_fpn_backbone("resnet18", **options)
+
+
+def test_a_pyramid_takes_options_of_its_own():
+    backbone = build_fpn_backbone("resnet18", pyramid="bifpn", out_channels=16, pyramid_options={"repeats": 2})
+    assert len(backbone.fpn.layers) == 2
+    with pytest.raises(UserError, match=r"'bifpn' has no option 'repeat'.*Did you mean 'repeats'\?"):
+        build_fpn_backbone("resnet18", pyramid="bifpn", pyramid_options={"repeat": 2})

@@ -37,6 +37,28 @@ def world(rank=0, size=1, device="cpu"):
 # ---- Model ----
 
 
+def test_backbones_and_pyramids_take_their_own_options(make_config):
+    config = make_config(
+        "model.backbone.shortcut=D", "model.backbone.stem=deep", "model.pyramid={name: bifpn, out_channels: 16, repeats: 2}"
+    )
+    model = build_model(config, num_classes=3, load_weights=True)
+    assert len(model.backbone.fpn.layers) == 2
+    assert isinstance(model.backbone.body.conv1, nn.Sequential)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("model.pyramid={name: bifpn, repeat: 2}", "no option 'repeat'.*Did you mean 'repeats'"),
+        ("model.backbone.output_stride=12", "'output_stride' is 12"),
+        ("model.backbone.shortcut=E", "'shortcut' is 'E'"),
+    ],
+)
+def test_their_options_are_checked_before_anything_is_built(override, message, make_config):
+    with pytest.raises(UserError, match=message):
+        make_config(override)
+
+
 def test_the_model_is_what_the_config_says(make_config):
     config = make_config(
         "model.pyramid.out_channels=24", "data.min_size=[64, 96, 80]", "data.max_size=200",
