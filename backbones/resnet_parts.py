@@ -65,6 +65,9 @@ def checkpointed(block: nn.Module, x: Tensor) -> Tensor:
     Chen et al., Training Deep Nets with Sublinear Memory Cost, https://arxiv.org/abs/1604.06174
     """
 
+    if torch.compiler.is_compiling():  # there each change of a buffer is made once, after the pass
+        return checkpoint(block, x, use_reentrant=False)
+
     def contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
         return nullcontext(), _statistics_held(block)
 

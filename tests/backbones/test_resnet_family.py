@@ -300,3 +300,17 @@ def test_a_resnet_is_built_from_blocks_in_python():
     backbone = ResNet(functools.partial(BasicBlock), (1, 1), width=8, stem="3x3")
     assert backbone.feature_specs == {"c0": FeatureSpec(8, 1), "c1": FeatureSpec(16, 2)}
     assert list(backbone.stages()) == ["stem", "layer1", "layer2"]
+
+
+@pytest.mark.slow
+def test_a_compiled_checkpointed_network_learns_the_same(odd_images):
+    plain = build_backbone("resnet18", out_features=["c2"]).train()
+    saving = build_backbone("resnet18", out_features=["c2"], checkpoint_blocks=True).train()
+    saving.load_state_dict(plain.state_dict())
+    compiled = torch.compile(saving, backend="aot_eager", fullgraph=True)
+    for backbone in (plain, compiled):
+        backbone(odd_images)["c2"].square().mean().backward()
+    for expected, found in zip(plain.parameters(), saving.parameters(), strict=True):
+        assert_close(found.grad, expected.grad)
+    for expected, found in zip(plain.buffers(), saving.buffers(), strict=True):
+        assert_close(found, expected)
