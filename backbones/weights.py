@@ -3,98 +3,75 @@
 import pickle
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 import torchvision
-from safetensors import SafetensorError
-from safetensors.torch import load_file as load_safetensors
 from torch import Tensor, nn
 
 from backbones.errors import UserError, did_you_mean
+from backbones.load_plan import make_plan
+from backbones.load_report import LoadReport, misfit, shape
+from backbones.weight_files import (
+    WEIGHT_FILE_SUFFIXES,
+    StateDict,
+    find_state_dicts,
+    load_pickled_tensors,
+    read_content,
+    read_state_dict,
+    unwrap_state_dict,
+)
 
-WEIGHT_FILE_SUFFIXES = (".pth", ".pt", ".safetensors", ".th", ".bin")
-# What people wrap a state dict in, in the order it is looked for.
-CONTAINERS = ("model", "state_dict", "model_state_dict", "module")
-# Parts of a classifier or a detector that a bare backbone has no use for.
-CLASSIFIER_KEYS = ("fc.",)
+__all__ = [
+    "WEIGHT_FILE_SUFFIXES",
+    "LoadReport",
+    "check_fit",
+    "download_torchvision_weights",
+    "load_backbone_weights",
+    "load_pickled_tensors",
+    "load_published_weights",
+    "load_tensors",
+    "read_state_dict",
+    "unwrap_state_dict",
+]
 
 
-def load_published_weights(backbone: nn.Module, weights: str, *, architecture: str) -> None:
+def load_published_weights(backbone: nn.Module, weights: str, *, architecture: str) -> LoadReport:
     """Load `weights` into `backbone`: a name torchvision publishes for `architecture`, or the path of a file.
 
     Raises:
         UserError: no such name or file, a download that failed, or weights that do not fit.
     """
     if Path(weights).suffix in WEIGHT_FILE_SUFFIXES or "/" in weights or Path(weights).exists():
-        load_backbone_weights(backbone, weights)
-    else:
-        state_dict = download_torchvision_weights(architecture, weights)
-        _load_into(backbone, state_dict, source=f"{architecture}'s weights {weights}")
+        return load_backbone_weights(backbone, weights)
+    state_dict = StateDict("", download_torchvision_weights(architecture, weights), ())
+    plan = make_plan(backbone, [state_dict], source=f"{architecture}'s weights {weights}")
+    plan.check(allow_partial=False)
+    return plan.carry_out()
 
 
-def load_backbone_weights(model: nn.Module, path: str | Path) -> None:
-    """Load a file of torchvision-named weights, of a classifier or of a bare backbone; a classifier's `fc` is left out.
+def load_backbone_weights(model: nn.Module, path: str | Path, *, allow_partial: bool = False) -> LoadReport:
+    """Load a backbone from a file of nearly any origin, and say what became of each tensor in it.
 
-    Raises:
-        UserError: the file is missing, is not a weight file, or does not fit; the message names the keys.
-    """
-    _load_into(model, read_state_dict(path), source=str(path))
+    The backbone may lie in the file under any prefix (`module.`, `backbone.body.`, `module.encoder_q.`, ...) within any
+    dictionaries (`state_dict`, `teacher`, ...), named as torchvision, timm, detectron2, Caffe2, MMDetection or Hugging Face
+    name a ResNet, or as the model itself does, whatever it is. The reading that fits most of the model's tensors is taken.
+    Where several fit equally, a teacher goes before its student, MoCo's query encoder before its momentum copy, and a weight
+    average (`ema`) before what it averages, as timm does. Heads, other parts of a detector, stages that were not built and
+    batch counters are left out. A model with a pyramid gets the pyramid, too, where the file has one like it.
+    What is converted on the way is said in `conversions.convert`.
 
-
-def read_state_dict(path: str | Path) -> dict[str, Tensor]:
-    """The tensors of a .pth or .safetensors file by key, on the CPU; no code in the file is ever run.
-
-    A wrapper such as {"model": ...} and a DistributedDataParallel prefix `module.` are taken off.
-
-    Raises:
-        UserError: the file is missing, unreadable, needs unpickling of code, or holds no tensors.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise UserError(f"There is no weight file at {path}. Give the path of a .pth or .safetensors file.")
-    if path.suffix == ".safetensors":
-        try:
-            return unwrap_state_dict(load_safetensors(path), source=path)
-        except (SafetensorError, OSError) as error:
-            raise UserError(f"{path} cannot be read as a safetensors file: {error}. Download or save it again.") from error
-    return unwrap_state_dict(load_pickled_tensors(path), source=path)
-
-
-def load_pickled_tensors(path: Path) -> Any:
-    """`torch.load` that runs no code (`weights_only=True`), with the errors put in words.
+    Args:
+        model: any module; for images of other than 3 channels, its attribute `in_channels` says how many.
+        path: a file of PyTorch's, safetensors, or a pickle of arrays (.pkl). No code in it is ever run.
+        allow_partial: load what fits where some does not, and report the rest; else nothing is loaded then.
 
     Raises:
-        UserError: not a PyTorch file, truncated, or one that would have to run code to be read.
+        UserError: the file is missing, is not a weight file, is of another architecture, or does not fit; the message names
+            the keys.
     """
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise UserError(
-            f"{path} was not loaded: it is not a PyTorch file, or it holds more than tensors, and reading it could run code "
-            "from the file. Save the state dict alone: torch.save(model.state_dict(), path)."
-        ) from error
-    except Exception as error:  # a damaged file can fail anywhere in the reader: IndexError, struct.error, ...
-        first_line = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"{path} cannot be read: {first_line}. It may be truncated; copy or download it again.") from error
-
-
-def unwrap_state_dict(content: Any, *, source: str | Path) -> dict[str, Tensor]:
-    """The state dict within `content`, without wrappers and `module.` prefixes.
-
-    Raises:
-        UserError: there are no named tensors in it.
-    """
-    for container in CONTAINERS:
-        if isinstance(content, Mapping) and isinstance(content.get(container), Mapping):
-            content = content[container]
-    entries = content.items() if isinstance(content, Mapping) else ()
-    state_dict = {key: value for key, value in entries if isinstance(key, str) and isinstance(value, Tensor)}
-    if not state_dict:
-        raise UserError(f"{source} holds no named tensors. A weight file is a state dict: {{name: tensor}}.")
-    if all(key.startswith("module.") for key in state_dict):
-        state_dict = {key.removeprefix("module."): value for key, value in state_dict.items()}
-    return state_dict
+    plan = make_plan(model, find_state_dicts(read_content(path), source=path), source=str(path))
+    plan.check(allow_partial=allow_partial)
+    return plan.carry_out()
 
 
 def download_torchvision_weights(architecture: str, name: str) -> dict[str, Tensor]:
@@ -133,32 +110,20 @@ def check_fit(model: nn.Module, state_dict: Mapping[str, Tensor], *, source: str
     """
     expected = {key: value for key, value in model.state_dict().items() if not key.endswith("num_batches_tracked")}
     given = {key: value for key, value in state_dict.items() if not key.endswith("num_batches_tracked")}
-    problems = []
-    if missing := [key for key in expected if key not in given]:
-        problems.append(f"missing {_some(missing)}")
-    if unexpected := [key for key in given if key not in expected]:
-        problems.append(f"not in the model {_some(unexpected)}")
-    shapes = [
-        f"{key} is {_shape(given[key])} in the file and {_shape(expected[key])} in the model"
-        for key in expected
-        if key in given and given[key].shape != expected[key].shape
-    ]
-    if shapes:
-        problems.append(_some(shapes))
+    problems = misfit(
+        [key for key in expected if key not in given],
+        [key for key in given if key not in expected],
+        [
+            f"{key} is {shape(given[key])} in the file and {shape(expected[key])} in the model"
+            for key in expected
+            if key in given and given[key].shape != expected[key].shape
+        ],
+    )
     if problems:
         raise UserError(
-            f"{source} does not fit {type(model).__name__}: {'; '.join(problems)}. "
+            f"{source} does not fit {type(model).__name__}: {problems}. "
             "Check that the architecture and its options are those the weights were made for."
         )
-
-
-def _load_into(model: nn.Module, state_dict: Mapping[str, Tensor], *, source: str) -> None:
-    wanted = {key: value for key, value in state_dict.items() if not key.startswith(CLASSIFIER_KEYS)}
-    own = model.state_dict()
-    # Stages that were not built because no feature map of theirs was asked for.
-    wanted = {key: value for key, value in wanted.items() if key in own or not _of_unbuilt_stage(model, key)}
-    check_fit(model, wanted, source=source)
-    load_tensors(model, wanted)
 
 
 def load_tensors(model: nn.Module, state_dict: Mapping[str, Tensor]) -> None:
@@ -166,17 +131,3 @@ def load_tensors(model: nn.Module, state_dict: Mapping[str, Tensor]) -> None:
     own = model.state_dict()
     counters = {key: value for key, value in own.items() if key.endswith("num_batches_tracked")}
     model.load_state_dict({**counters, **{key: value for key, value in state_dict.items() if key in own}}, strict=True)
-
-
-def _of_unbuilt_stage(model: nn.Module, key: str) -> bool:
-    stage = key.split(".", 1)[0]
-    return stage.startswith("layer") and stage not in dict(model.named_children())
-
-
-def _some(items: list[str], limit: int = 6) -> str:
-    more = f" and {len(items) - limit} more" if len(items) > limit else ""
-    return ", ".join(items[:limit]) + more
-
-
-def _shape(tensor: Tensor) -> str:
-    return "x".join(str(size) for size in tensor.shape) or "a single number"

@@ -1,0 +1,106 @@
+"""Pickles of NumPy arrays, as detectron2 and Caffe2 save weights, read without running anything that is in them."""
+
+import pickle
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from backbones.errors import UserError
+
+# Tensors lie in a dictionary, or in one within it; whatever is deeper is no weight.
+DEEPEST = 4
+
+
+def load_pickled_arrays(path: Path) -> Any:
+    """The content of a pickle of arrays, Python 2's included; each array becomes a tensor.
+
+    Of a pickle's instructions only those are followed that put together containers, strings, numbers and arrays.
+
+    Raises:
+        UserError: the pickle asks for anything else, or is damaged.
+    """
+    try:
+        with path.open("rb") as file:
+            content = _ArrayUnpickler(file, encoding="latin1").load()
+        return _with_tensors(content)
+    except _Forbidden as error:
+        raise UserError(
+            f"{path} was not loaded: it holds more than arrays ({error}), and reading it could run code from the file. "
+            "Save a dictionary of arrays alone."
+        ) from error
+    except Exception as error:  # a damaged pickle can fail in any of its instructions
+        first_line = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(
+            f"{path} cannot be read as a pickle of arrays: {first_line}. It may be truncated, or be no weight file."
+        ) from error
+
+
+class _Forbidden(Exception):
+    """A pickle names something that is not needed for arrays."""
+
+
+class _ArrayUnpickler(pickle.Unpickler):
+    """Knows the names that NumPy's pickles use, and no others. They lead to functions of this file, never to an import."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        # NumPy 2 calls numpy.core numpy._core.
+        known = _array_builders().get((module.replace("numpy._core", "numpy.core"), name))
+        if known is None:
+            raise _Forbidden(f"{module}.{name}")
+        return known
+
+    def persistent_load(self, pid: Any) -> Any:
+        raise _Forbidden("a reference out of the file")
+
+
+def _array_builders() -> dict[tuple[str, str], Callable[..., Any]]:
+    """What a pickle's names stand for. Made anew each time: a pickle can set attributes of the functions it is given."""
+
+    def empty_array(subtype: Any, shape: Any, kind: Any) -> Any:
+        if subtype is not np.ndarray:
+            raise _Forbidden("an array of another class")
+        return np.ndarray.__new__(np.ndarray, (0,), "b")  # its shape and content follow
+
+    def scalar(dtype: Any, data: Any) -> Any:
+        data = data.encode("latin1") if isinstance(data, str) else data
+        return np.frombuffer(data, dtype=_plain(dtype), count=1)[0]
+
+    def from_buffer(buffer: Any, dtype: Any, shape: Any, order: Any) -> Any:
+        return np.frombuffer(buffer, dtype=_plain(dtype)).reshape(shape, order=order)
+
+    def encode(text: str, encoding: str) -> bytes:
+        if encoding not in ("latin1", "latin-1"):
+            raise _Forbidden(f"the encoding {encoding}")
+        return text.encode("latin1")
+
+    return {
+        ("numpy", "ndarray"): np.ndarray,
+        ("numpy", "dtype"): np.dtype,
+        ("numpy.core.multiarray", "_reconstruct"): empty_array,
+        ("numpy.core.multiarray", "scalar"): scalar,
+        ("numpy.core.numeric", "_frombuffer"): from_buffer,
+        ("_codecs", "encode"): encode,
+        ("collections", "OrderedDict"): OrderedDict,
+    }
+
+
+def _plain(dtype: Any) -> Any:
+    if not isinstance(dtype, np.dtype) or dtype.hasobject:
+        raise _Forbidden("an array of objects")
+    return dtype
+
+
+def _with_tensors(content: Any, depth: int = 0) -> Any:
+    if isinstance(content, Mapping) and depth < DEEPEST:
+        return {key: _with_tensors(value, depth + 1) for key, value in content.items()}
+    if isinstance(content, np.ndarray) and content.dtype.kind in "fiub":
+        native = content.astype(content.dtype.newbyteorder("="))  # a copy, which torch may write to
+        try:
+            return torch.from_numpy(native)
+        except TypeError:  # a number type that torch lacks: float128
+            return content
+    return content
