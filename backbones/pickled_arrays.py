@@ -2,9 +2,9 @@
 
 import pickle
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
@@ -25,7 +25,7 @@ def load_pickled_arrays(path: Path) -> Any:
     """
     try:
         with path.open("rb") as file:
-            content = _ArrayUnpickler(file, encoding="latin1").load()
+            content = _ArrayUnpickler(file).load()
         return _with_tensors(content)
     except _Forbidden as error:
         raise UserError(
@@ -46,9 +46,13 @@ class _Forbidden(Exception):
 class _ArrayUnpickler(pickle.Unpickler):
     """Knows the names that NumPy's pickles use, and no others. They lead to functions of this file, never to an import."""
 
+    def __init__(self, file: BinaryIO) -> None:
+        super().__init__(file, encoding="latin1")  # byte strings of Python 2 become text
+        self._known = _array_builders()
+
     def find_class(self, module: str, name: str) -> Any:
         # NumPy 2 calls numpy.core numpy._core.
-        known = _array_builders().get((module.replace("numpy._core", "numpy.core"), name))
+        known = self._known.get((module.replace("numpy._core", "numpy.core"), name))
         if known is None:
             raise _Forbidden(f"{module}.{name}")
         return known
@@ -57,11 +61,13 @@ class _ArrayUnpickler(pickle.Unpickler):
         raise _Forbidden("a reference out of the file")
 
 
-def _array_builders() -> dict[tuple[str, str], Callable[..., Any]]:
+def _array_builders() -> dict[tuple[str, str], Any]:
     """What a pickle's names stand for. Made anew each time: a pickle can set attributes of the functions it is given."""
 
+    array_class = object()  # to be named, not called: an array without content would have what was in memory before
+
     def empty_array(subtype: Any, shape: Any, kind: Any) -> Any:
-        if subtype is not np.ndarray:
+        if subtype is not array_class:
             raise _Forbidden("an array of another class")
         return np.ndarray.__new__(np.ndarray, (0,), "b")  # its shape and content follow
 
@@ -77,13 +83,17 @@ def _array_builders() -> dict[tuple[str, str], Callable[..., Any]]:
             raise _Forbidden(f"the encoding {encoding}")
         return text.encode("latin1")
 
+    def no_bytes() -> bytes:
+        return b""
+
     return {
-        ("numpy", "ndarray"): np.ndarray,
+        ("numpy", "ndarray"): array_class,
         ("numpy", "dtype"): np.dtype,
         ("numpy.core.multiarray", "_reconstruct"): empty_array,
         ("numpy.core.multiarray", "scalar"): scalar,
         ("numpy.core.numeric", "_frombuffer"): from_buffer,
         ("_codecs", "encode"): encode,
+        ("__builtin__", "bytes"): no_bytes,
         ("collections", "OrderedDict"): OrderedDict,
     }
 

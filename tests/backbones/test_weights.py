@@ -1,5 +1,6 @@
 """backbones/weights.py: files and published weights go in whole, or a message says why not; no file runs code."""
 
+import argparse
 import pickle
 import re
 from pathlib import Path
@@ -8,14 +9,15 @@ from urllib.error import URLError
 import pytest
 import torch
 import torchvision
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
+from timm.models import adapt_input_conv
 from torch import nn
 from torchvision.ops import FrozenBatchNorm2d
 
-from backbones import UserError, build_backbone, load_backbone_weights
-from backbones.weights import read_state_dict
+from backbones import Backbone, FeatureSpec, UserError, build_backbone, build_fpn_backbone, load_backbone_weights
+from backbones.weights import load_published_weights, read_state_dict
 
 
 @pytest.fixture
@@ -274,6 +276,197 @@ def test_unknown_published_weights_suggest_the_nearest(name, nearest):
         build_backbone("resnet18", weights=name)
 
 
+# --- partial loads ---
+
+
+def test_a_partial_load_is_refused_unless_asked_for(stem, state_dict, tmp_path):
+    before = {key: value.clone() for key, value in stem.state_dict().items()}
+    del state_dict["layer1.1.conv2.weight"]
+    state_dict["bn1.weight"] = torch.ones(32)
+    state_dict["layer1.2.conv1.weight"] = torch.ones(64, 64, 3, 3)
+    path = save(state_dict, tmp_path / "weights.pth")
+    with pytest.raises(
+        UserError, match=r"missing layer1\.1\.conv2\.weight; not in the model layer1\.2\.conv1\.weight; bn1\.weight"
+    ):
+        load_backbone_weights(stem, path)
+    assert_holds(stem, before)
+
+    report = load_backbone_weights(stem, path, allow_partial=True)
+    assert not report.complete
+    assert report.missing == ["layer1.1.conv2.weight"]
+    assert report.misshapen == {"bn1.weight": "bn1.weight"}
+    assert report.ignored == {"not in the model": ["layer1.2.conv1.weight"]}
+    own = {"layer1.1.conv2.weight", "bn1.weight"}
+    assert_holds(stem, {key: before[key] if key in own else value for key, value in (before | state_dict).items()})
+    for name in [*own, "layer1.2.conv1.weight"]:
+        assert name in str(report)
+
+
+def test_even_a_partial_load_needs_the_architecture(stem, tmp_path):
+    path = save({"features.0.weight": torch.ones(64, 3, 7, 7), "bn1.weight": torch.ones(64)}, tmp_path / "weights.pth")
+    with pytest.raises(UserError, match=r"another architecture.*such as conv1\.weight.*such as features\.0\.weight"):
+        load_backbone_weights(stem, path, allow_partial=True)
+
+
+# --- other numbers of channels ---
+
+
+@pytest.mark.parametrize("in_channels", [1, 2, 4, 7])
+@pytest.mark.parametrize("name", ["resnet18", "resnet18d"])
+def test_the_stem_is_adapted_to_other_channels_as_timm_does(name, in_channels, tmp_path, randomize):
+    rgb = randomize(build_backbone(name, out_features=["c2"]))
+    path = save(rgb.state_dict(), tmp_path / "weights.pth")
+    stem = build_backbone(name, out_features=["c2"], in_channels=in_channels)
+    report = load_backbone_weights(stem, path)
+    first = "conv1.weight" if name == "resnet18" else "conv1.0.weight"
+    assert report.notes == [f"{first} adapted from 3 to {in_channels} channels"]
+    expected = adapt_input_conv(in_channels, rgb.state_dict()[first])
+    torch.testing.assert_close(stem.state_dict()[first], expected, rtol=1e-6, atol=0)
+    assert_holds(stem, rgb.state_dict() | {first: stem.state_dict()[first]})
+
+
+@torch.no_grad()
+def test_a_grey_image_gives_what_it_gives_as_three_equal_channels(state_dict, stem, tmp_path):
+    path = save(state_dict, tmp_path / "weights.pth")
+    load_backbone_weights(stem, path)
+    grey = build_backbone("resnet18", out_features=["c2"], in_channels=1, weights=str(path)).eval()
+    image = torch.randn(1, 1, 32, 32)
+    expected = stem.eval()(image.expand(1, 3, 32, 32))["c2"]
+    torch.testing.assert_close(grey(image)["c2"], expected, rtol=1e-4, atol=1e-4)
+
+
+# --- pyramids and other backbones ---
+
+
+@pytest.fixture(scope="module")
+def small_fpn():
+    return build_fpn_backbone("cifar_resnet", depth=8, out_channels=8)
+
+
+def test_a_file_of_a_body_alone_leaves_the_pyramid_untouched(small_fpn, tmp_path, randomize):
+    body = randomize(build_backbone("cifar_resnet", depth=8)).state_dict()
+    before = {key: value.clone() for key, value in small_fpn.state_dict().items()}
+    report = load_backbone_weights(small_fpn, save(body, tmp_path / "body.pth"))
+    assert_holds(small_fpn, before | {f"body.{key}": value for key, value in body.items()})
+    (untouched,) = report.not_from_file.values()
+    assert untouched == [key for key in before if key.startswith("fpn.")]
+    assert "the pyramid, which was not touched" in str(report)
+
+
+def test_a_pyramid_that_does_not_fit_is_refused(small_fpn, tmp_path, randomize):
+    other = randomize(build_fpn_backbone("cifar_resnet", depth=8, out_channels=4))
+    path = save(other.state_dict(), tmp_path / "fpn.pth")
+    with pytest.raises(UserError, match=r"fpn\.inner_blocks\.0\.0\.weight is 4x16x1x1 in the file and 8x16x1x1 in the model"):
+        load_backbone_weights(small_fpn, path)
+    load_backbone_weights(small_fpn.body, path)
+    assert_holds(small_fpn.body, other.body.state_dict())
+
+
+class Own(Backbone):
+    """A user's, with names that no library has."""
+
+    def __init__(self):
+        super().__init__()
+        self.begin = nn.Conv2d(3, 4, 4, stride=4)
+        self.blocks = nn.ModuleList(nn.Conv2d(4, 4, 3, padding=1) for _ in range(3))
+        self.feature_specs = {"c2": FeatureSpec(4, 4)}
+
+
+def test_any_module_loads_its_own_names_under_any_prefix(tmp_path, randomize):
+    theirs, ours = randomize(Own()).state_dict(), Own()
+    detector = {f"detector.net.{key}": value for key, value in theirs.items()} | {"detector.rpn.weight": torch.ones(3)}
+    report = load_backbone_weights(ours, save({"weights": {"last": detector}}, tmp_path / "detector.ckpt"))
+    assert (report.container, report.prefix) == ("weights/last", "detector.net.")
+    assert_holds(ours, theirs)
+
+
+# --- the account of every key ---
+
+NOISE = ["fc.weight", "head.fc.bias", "projection_head.0.weight", "layer9.0.conv1.weight", "body.layer4.0.bn1.weight",
+         "x.queue", "rpn.head.weight", "neck.lateral_convs.0.conv.weight", "something", "conv1.weight", "fpn.extra.weight",
+         "bn1.num_batches_tracked"]  # fmt: skip
+
+
+@settings(max_examples=120, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_every_key_is_accounted_for_exactly_once(data, tmp_path, small_fpn):
+    model = small_fpn if data.draw(st.booleans()) else small_fpn.body
+    keys = list(small_fpn.state_dict())
+    dropped = data.draw(st.sets(st.sampled_from(keys), max_size=20))
+    reshaped = data.draw(st.sets(st.sampled_from(keys), max_size=5))
+    prefix = data.draw(st.sampled_from(["", "module.", "backbone.", "a.b."]))
+    noise = data.draw(st.sets(st.sampled_from(NOISE)))
+    tensors = {f"{prefix}{key}": torch.randn(2, 3) if key in reshaped else torch.randn(value.shape).to(value.dtype)
+               for key, value in small_fpn.state_dict().items() if key not in dropped}  # fmt: skip
+    tensors = {key: torch.ones(2) for key in noise} | tensors
+    container = data.draw(st.sampled_from(["", "state_dict", "teacher"]))
+    content = {container: tensors, "epoch": 3} if container else tensors
+    path = save(content, tmp_path / "weights.pth")
+
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    try:
+        load_backbone_weights(model, path)
+        refused = False
+    except UserError:
+        refused = True
+        assert_holds(model, before)
+    try:
+        report = load_backbone_weights(model, path, allow_partial=True)
+    except UserError:
+        assume(False)
+    assert (report.container, report.others) == (container, ("epoch",) if container else ())
+    theirs = [*report.used.values(), *report.misshapen.values(), *(key for keys in report.ignored.values() for key in keys)]
+    assert sorted(theirs) == sorted(tensors)
+    unneeded = [key for keys in report.not_from_file.values() for key in keys]
+    assert sorted([*report.used, *report.misshapen, *report.missing, *unneeded]) == sorted(model.state_dict())
+    assert_holds(model, before | {key: tensors[their] for key, their in report.used.items()})
+    assert refused == bool(report.missing or report.misshapen or "not in the model" in report.ignored)
+
+
+def test_the_report_is_a_short_text(tmp_path, randomize):
+    classifier = randomize(torchvision.models.resnet18()).state_dict()
+    path = save({"model": classifier, "epoch": 3}, tmp_path / "weights.pth")
+    backbone = build_backbone("resnet18", out_features=["c2"], norm="frozen_bn", in_channels=1)
+    report = load_published_weights(backbone, str(path), architecture="resnet18")
+    lines = str(report).splitlines()
+    assert lines == report.lines()
+    assert lines[0].startswith(f"{path}: {len(backbone.state_dict())} tensors used;")
+    assert lines[0].endswith("in its entry 'model'")
+    assert "  ignored, classifier: fc.weight, fc.bias" in lines
+    assert any(re.fullmatch("  ignored, stages that are not built: layer2.*and [0-9]+ more", line) for line in lines)
+    assert lines[-2:] == ["  beside the weights: epoch", "  conv1.weight adapted from 3 to 1 channels"]
+    assert len(str(report)) < 1000
+
+
+# --- pickles ---
+
+
+def test_pickles_of_arrays_and_torch_files_of_that_name_are_read(stem, state_dict, tmp_path):
+    arrays = tmp_path / "arrays.pkl"
+    arrays.write_bytes(pickle.dumps({"model": {key: value.numpy() for key, value in state_dict.items()}}))
+    for path in (
+        arrays,
+        save(state_dict, tmp_path / "torch.pkl"),
+        tmp_path / "old.pkl",
+    ):
+        if path.name == "old.pkl":
+            torch.save(state_dict, path, _use_new_zipfile_serialization=False)
+        stem = build_backbone("resnet18", out_features=["c2"])
+        load_backbone_weights(stem, path)
+        assert_holds(stem, state_dict)
+    assert load_published_weights(stem, str(arrays), architecture="resnet18").container == "model"
+
+
+def test_the_command_line_that_scripts_save_with_the_weights_is_no_hindrance(stem, state_dict, tmp_path):
+    content = {"model": state_dict, "args": argparse.Namespace(lr=0.1, data="imagenet")}
+    report = load_backbone_weights(stem, save(content, tmp_path / "weights.pth"))
+    assert report.others == ("args",)
+    assert_holds(stem, state_dict)
+
+
+# --- really trained weights ---
+
+
 @pytest.mark.shared_data
 @pytest.mark.parametrize(
     ("name", "file", "options"),
@@ -289,3 +482,27 @@ def test_really_trained_weights_load_with_nothing_missed(name, file, options, sh
     assert set(content) == set(backbone.state_dict())
     assert_holds(backbone, content)
     assert torch.isfinite(backbone.eval()(torch.randn(1, 3, 64, 64))["c5"]).all()
+
+
+@pytest.mark.shared_data
+@pytest.mark.parametrize(
+    ("depth", "file"), [(20, "12fca82f"), (32, "d509ac18"), (44, "014dd654"), (56, "4bfd9763")]
+)  # fmt: skip
+def test_cifar_weights_load_with_nothing_left_over_but_the_classifier(depth, file, shared):
+    path = shared / "weights" / "cifar10_resnets" / f"resnet{depth}-{file}.th"
+    backbone = build_backbone(f"cifar_resnet{depth}", norm="frozen_bn")
+    report = load_backbone_weights(backbone, path)
+    assert (report.container, report.prefix, report.others) == ("state_dict", "module.", ("best_prec1",))
+    assert report.ignored == {"classifier": ["module.linear.weight", "module.linear.bias"]}
+    assert report.used == {key: f"module.{key}" for key in backbone.state_dict()}
+    assert (report.missing, report.misshapen, report.not_from_file, report.notes) == ([], {}, {}, [])
+    assert_holds(backbone, read_state_dict(path))
+
+
+@pytest.mark.shared_data
+def test_weights_of_mobilenet_are_refused_in_a_sentence(shared):
+    path = shared / "weights" / "mobilenet_v2-b0353104.pth"
+    with pytest.raises(
+        UserError, match=r"does not fit ResNet: it is of another architecture.*features\.0\.0\.weight.*Build the"
+    ):
+        load_backbone_weights(build_backbone("resnet50"), path, allow_partial=True)
