@@ -3,6 +3,7 @@
 import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from torch import Tensor, nn
 
@@ -20,7 +21,7 @@ from backbones.layouts import (
     pyramid_layouts,
 )
 from backbones.load_report import LoadReport, misfit, shape, some
-from backbones.weight_files import StateDict
+from backbones.weight_files import StateDict, find_state_dicts, read_content
 from backbones.weight_matching import Match, best_match
 
 BODY = "body."
@@ -70,6 +71,15 @@ class LoadPlan:
         """Load the tensors, and say what became of the rest."""
         self.model.load_state_dict({**self.model.state_dict(), **self.tensors}, strict=True)
         return self.report
+
+
+def plan_load(model: nn.Module, path: str | Path) -> LoadPlan:
+    """Find a backbone in a weight file; nothing is loaded yet.
+
+    Raises:
+        UserError: as `read_content` and `make_plan`.
+    """
+    return make_plan(model, find_state_dicts(read_content(path), source=path), source=str(path))
 
 
 def make_plan(model: nn.Module, state_dicts: Sequence[StateDict], *, source: str) -> LoadPlan:

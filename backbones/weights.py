@@ -9,14 +9,12 @@ import torchvision
 from torch import Tensor, nn
 
 from backbones.errors import UserError, did_you_mean
-from backbones.load_plan import make_plan
+from backbones.load_plan import make_plan, plan_load
 from backbones.load_report import LoadReport, misfit, shape
 from backbones.weight_files import (
     WEIGHT_FILE_SUFFIXES,
     StateDict,
-    find_state_dicts,
     load_pickled_tensors,
-    read_content,
     read_state_dict,
     unwrap_state_dict,
 )
@@ -69,7 +67,7 @@ def load_backbone_weights(model: nn.Module, path: str | Path, *, allow_partial: 
         UserError: the file is missing, is not a weight file, is of another architecture, or does not fit; the message names
             the keys.
     """
-    plan = make_plan(model, find_state_dicts(read_content(path), source=path), source=str(path))
+    plan = plan_load(model, path)
     plan.check(allow_partial=allow_partial)
     return plan.carry_out()
 
