@@ -48,6 +48,11 @@ def convert(model: nn.Module, match: Match, *, in_channels: int, source: str) ->
             f"{source} holds a ResNet of BiT, whose convolutions standardise their weights; a ResNet here does not. "
             "Give weights of a timm resnetv2 with batch norm."
         )
+    if match.layout not in (CAFFE2, DETECTRON2) and _looks_like_caffe(tensors):
+        notes.append(
+            "The norms have no statistics of their own, as in weights from Caffe, which take BGR images from 0 to 255 and have "
+            "their strides in the first 1x1 convolutions. The names do not say so, and nothing was converted."
+        )
     if match.layout in (CAFFE2, DETECTRON2):
         notes += _from_caffe(model, match, tensors, filled, source=source)
     if match.layout in (DETECTRON2, OPENMMLAB):
@@ -77,6 +82,23 @@ def _statistics(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return {key: tensor for key, tensor in tensors.items() if key.endswith(STATISTICS)}
 
 
+def _do_nothing(statistics: dict[str, Tensor]) -> bool:
+    """Whether there are statistics, all of them mean 0 and variance 1, or 1 - eps."""
+    plain = (
+        tensor.allclose(torch.full_like(tensor, 1.0 if key.endswith("var") else 0.0), atol=1e-4)
+        for key, tensor in statistics.items()
+    )
+    return bool(statistics) and all(plain)
+
+
+def _looks_like_caffe(tensors: dict[str, Tensor]) -> bool:
+    """Whether norms without statistics have been trained: their scales are not 1."""
+    statistics = _statistics(tensors)
+    scales = [tensors.get(key.replace("running_var", "weight")) for key in statistics if key.endswith("running_var")]
+    trained = any(scale is not None and not scale.allclose(torch.ones_like(scale)) for scale in scales)
+    return trained and _do_nothing(statistics)
+
+
 def _from_caffe(model: nn.Module, match: Match, tensors: dict[str, Tensor], filled: list[str], *, source: str) -> list[str]:
     notes = []
     statistics = _statistics(tensors)
@@ -92,10 +114,7 @@ def _from_caffe(model: nn.Module, match: Match, tensors: dict[str, Tensor], fill
                 "Build the backbone with norm='frozen_bn' or norm='bn'."
             )
     # Files that went through detectron2 may have statistics, those of a norm that does nothing; group norms have none.
-    without_statistics = bool(statistics or filled) and all(
-        tensor.allclose(torch.full_like(tensor, 1.0 if key.endswith("var") else 0.0), atol=1e-4)
-        for key, tensor in statistics.items()
-    )
+    without_statistics = bool(filled) or _do_nothing(statistics)
     grouped = _has_groups(tensors, match.target)
     if without_statistics and not grouped and (block := bottleneck_with_stride_in_3x3(model)) is not None:
         raise UserError(

@@ -26,6 +26,7 @@ from backbones.weight_matching import Match, best_match
 
 BODY = "body."
 PYRAMID = "fpn."
+BEYOND_MAPS = "beyond the feature maps"
 NOT_IN_MODEL = "not in the model"
 COUNTERS = "num_batches_tracked"
 # Fewer names in common than one in so many, and a file is of another architecture.
@@ -205,7 +206,7 @@ class _Leftovers:
         if self._unbuilt_layers(key) or (self.has_unbuilt_stages and tops - self.children == {"norm"}):
             return "stages that are not built"
         if self.is_adapter and tops and not tops & self.children:
-            return "beyond the feature maps"
+            return BEYOND_MAPS
         return NOT_IN_MODEL
 
     def _tops(self, key: str) -> set[str]:

@@ -39,6 +39,14 @@ def load_pickled_arrays(path: Path) -> Any:
         ) from error
 
 
+def number_builders() -> list[Any]:
+    """What `torch.serialization.safe_globals` has to know so that files of tensors may hold NumPy's numbers, too."""
+    known = _array_builders()
+    names = ["numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar"]
+    kinds = [type(np.dtype(name)) for name in ("f2", "f4", "f8", "i4", "i8", "b1")]
+    return [np.dtype, *kinds, *((known["numpy.core.multiarray", "scalar"], name) for name in names)]
+
+
 class _Forbidden(Exception):
     """A pickle names something that is not needed for arrays."""
 

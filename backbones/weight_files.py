@@ -13,7 +13,7 @@ from safetensors.torch import load_file as load_safetensors
 from torch import Tensor
 
 from backbones.errors import UserError
-from backbones.pickled_arrays import load_pickled_arrays
+from backbones.pickled_arrays import load_pickled_arrays, number_builders
 
 WEIGHT_FILE_SUFFIXES = (".pth", ".pt", ".safetensors", ".th", ".bin", ".pkl", ".tar", ".ckpt", ".pyth")
 # What people wrap a state dict in, in the order it is looked for.
@@ -71,8 +71,8 @@ def load_pickled_tensors(path: Path) -> Any:
         UserError: not a PyTorch file, truncated, or one that would have to run code to be read.
     """
     try:
-        # Many training scripts save their command line, a Namespace, with the weights. It is data alone.
-        with torch.serialization.safe_globals([argparse.Namespace]):
+        # Many training scripts save their command line, a Namespace, and scores with the weights. They are data alone.
+        with torch.serialization.safe_globals([argparse.Namespace, *number_builders()]):
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise UserError(

@@ -11,7 +11,7 @@ from backbones.weight_files import StateDict
 
 # Of two equal copies, one is meant to be used: MoCo's query encoder, a self-distillation's teacher, a weight average.
 SECOND_CHOICE = re.compile(r"encoder_k|momentum|student|target")
-FIRST_CHOICE = re.compile(r"ema(?![a-z])")
+FIRST_CHOICE = re.compile(r"(?<![a-z])ema(?![a-z])")
 # Deeper than any prefix that is known of, and less than most keys.
 DEEPEST_PREFIX = 6
 
@@ -52,7 +52,10 @@ def best_match(
         in_channels: of the model's images: a first convolution for 3 channels can be adapted to them.
     """
     best: Match | None = None
+    needed = {key for key in own if not key.endswith("num_batches_tracked")}
     for layout in layouts:
+        if best is not None and needed <= best.found.keys():
+            break  # nothing can fit better
         for state_dict in state_dicts:
             for match in _matches(own, state_dict, layout, in_channels=in_channels):
                 if best is None or match.order > best.order:

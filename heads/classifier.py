@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from backbones.base import Backbone
 from backbones.errors import UserError
 from backbones.layouts import CLASSIFIER
-from backbones.load_plan import LoadPlan, plan_load
+from backbones.load_plan import BEYOND_MAPS, LoadPlan, plan_load
 from backbones.load_report import LoadReport, shape
 
 
@@ -76,20 +76,20 @@ def load_classifier_weights(model: Classifier, path: str | Path) -> LoadReport:
 def _final_layer(model: Classifier, plan: LoadPlan) -> dict[str, str]:
     """The file's keys of the final layer's weight and bias."""
     source = plan.report.source
-    keys = plan.report.ignored.get(CLASSIFIER, [])
+    keys = plan.report.ignored.get(CLASSIFIER, []) + plan.report.ignored.get(BEYOND_MAPS, [])
     if not keys:
         raise UserError(
             f"{source} has no final layer, only a backbone: load_backbone_weights(model.backbone, path) loads that alone."
         )
     found = {what: [key for key in keys if key.endswith((what, f"_{what[0]}"))] for what in ("weight", "bias")}
-    if len(found["weight"]) != 1 or len(found["bias"]) != 1:
+    if len(keys) != 2 or len(found["weight"]) != 1 or len(found["bias"]) != 1:
         raise UserError(f"{source} does not end in one linear layer with a bias; its classifier is {', '.join(keys)}.")
     final = {what: keys[0] for what, keys in found.items()}
     for what, key in final.items():
         given, own = plan.state_dict.tensors[key], model.fc.get_parameter(what)
-        if given.numel() != own.numel() or given.shape[0] != own.shape[0]:
+        if given.numel() != own.numel() or given.shape[:1] != own.shape[:1]:
             raise UserError(
                 f"{source} does not fit {type(model).__name__}: {key} is {shape(given)} in the file and fc.{what} is "
-                f"{shape(own)} in the model. num_classes must be {len(given)}, or load the backbone alone."
+                f"{shape(own)} in the model. Give num_classes as in the file, or load the backbone alone."
             )
     return final

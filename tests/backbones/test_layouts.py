@@ -296,6 +296,19 @@ def test_weights_of_caffe_are_refused_where_strides_or_norms_differ(tmp_path, ra
         load_backbone_weights(small_resnet(stride_in_1x1=True, norm="gn"), path)
 
 
+@torch.no_grad()
+def test_weights_of_caffe_under_names_that_do_not_say_so_are_noted(images, tmp_path, randomize):
+    """MMDetection's "caffe" models."""
+    theirs = original_resnet(randomize)
+    ours = small_resnet(stride_in_1x1=True)
+    path = save({"state_dict": {f"backbone.{key}": value for key, value in theirs.state_dict().items()}}, tmp_path / "mm.pth")
+    (note,) = load_backbone_weights(ours, path).notes
+    assert "as in weights from Caffe" in note
+    assert_same(ours(images), torchvision_maps(theirs, images))
+    path = save(small_resnet().state_dict(), tmp_path / "untrained.pth")
+    assert load_backbone_weights(ours, path).notes == []
+
+
 # --- MMDetection, MMPretrain ---
 
 

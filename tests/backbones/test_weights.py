@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 from urllib.error import URLError
 
+import numpy as np
 import pytest
 import torch
 import torchvision
@@ -17,7 +18,7 @@ from torch import nn
 from torchvision.ops import FrozenBatchNorm2d
 
 from backbones import Backbone, FeatureSpec, UserError, build_backbone, build_fpn_backbone, load_backbone_weights
-from backbones.weights import load_published_weights, read_state_dict
+from backbones.weights import load_pickled_tensors, load_published_weights, read_state_dict
 
 
 @pytest.fixture
@@ -457,10 +458,16 @@ def test_pickles_of_arrays_and_torch_files_of_that_name_are_read(stem, state_dic
     assert load_published_weights(stem, str(arrays), architecture="resnet18").container == "model"
 
 
-def test_the_command_line_that_scripts_save_with_the_weights_is_no_hindrance(stem, state_dict, tmp_path):
-    content = {"model": state_dict, "args": argparse.Namespace(lr=0.1, data="imagenet")}
-    report = load_backbone_weights(stem, save(content, tmp_path / "weights.pth"))
-    assert report.others == ("args",)
+@pytest.mark.parametrize(
+    "beside",
+    [argparse.Namespace(lr=0.1, data="imagenet"), np.float64(76.1), np.float32(0.5), np.int64(3), np.bool_(True)],
+    ids=lambda beside: type(beside).__name__,
+)
+def test_command_lines_and_scores_that_scripts_save_with_the_weights_are_no_hindrance(beside, stem, state_dict, tmp_path):
+    path = save({"model": state_dict, "beside": beside}, tmp_path / "weights.pth")
+    assert load_pickled_tensors(path)["beside"] == beside
+    report = load_backbone_weights(stem, path)
+    assert report.others == ("beside",)
     assert_holds(stem, state_dict)
 
 
