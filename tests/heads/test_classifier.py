@@ -11,7 +11,7 @@ import torchvision
 from torch.nn import functional as F
 from torchvision.transforms.functional import normalize
 
-from backbones import UserError, build_backbone
+from backbones import Backbone, FeatureSpec, UserError, build_backbone
 from heads.classifier import classifier, load_classifier_weights
 
 IMAGENET_MEAN, IMAGENET_STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
@@ -103,6 +103,24 @@ def test_files_without_the_right_final_layer_are_refused_and_nothing_is_loaded(c
         load_classifier_weights(model, save(weights, tmp_path / "weights.pth"))
     for key, value in model.state_dict().items():
         assert torch.equal(value, before[key]), key
+
+
+class Adapter(Backbone):
+    """timm's maps of a model whose final layer follows on a norm."""
+
+    def __init__(self):
+        super().__init__()
+        self.network = timm.create_model("convnext_atto", features_only=True, out_indices=[3])
+        self.feature_specs = {"c5": FeatureSpec(320, 32)}
+
+    def forward(self, images):
+        return {"c5": self.network(images)[0]}
+
+
+def test_a_final_layer_that_follows_on_more_than_the_maps_is_refused(tmp_path):
+    path = save(timm.create_model("convnext_atto", num_classes=7).state_dict(), tmp_path / "weights.pth")
+    with pytest.raises(UserError, match=r"does not end in one linear layer.*head\.norm\.weight"):
+        load_classifier_weights(classifier(Adapter(), 7), path)
 
 
 @pytest.mark.parametrize(
