@@ -48,7 +48,7 @@ def convert(model: nn.Module, match: Match, *, in_channels: int, source: str) ->
             f"{source} holds a ResNet of BiT, whose convolutions standardise their weights; a ResNet here does not. "
             "Give weights of a timm resnetv2 with batch norm."
         )
-    if match.layout not in (CAFFE2, DETECTRON2) and _looks_like_caffe(tensors):
+    if match.layout not in (CAFFE2, DETECTRON2) and _looks_like_caffe(tensors, match.target):
         notes.append(
             "The norms have no statistics of their own, as in weights from Caffe, which take BGR images from 0 to 255 and have "
             "their strides in the first 1x1 convolutions. The names do not say so, and nothing was converted."
@@ -91,12 +91,12 @@ def _do_nothing(statistics: dict[str, Tensor]) -> bool:
     return bool(statistics) and all(plain)
 
 
-def _looks_like_caffe(tensors: dict[str, Tensor]) -> bool:
-    """Whether norms without statistics have been trained: their scales are not 1."""
+def _looks_like_caffe(tensors: dict[str, Tensor], target: str) -> bool:
+    """Whether a ResNet's norms have no statistics, and yet have been trained: the scales of their channels differ."""
     statistics = _statistics(tensors)
     scales = [tensors.get(key.replace("running_var", "weight")) for key in statistics if key.endswith("running_var")]
-    trained = any(scale is not None and not scale.allclose(torch.ones_like(scale)) for scale in scales)
-    return trained and _do_nothing(statistics)
+    trained = any(scale is not None and not scale.allclose(scale.mean()) for scale in scales)
+    return trained and f"{target}layer1.0.conv1.weight" in tensors and _do_nothing(statistics)
 
 
 def _from_caffe(model: nn.Module, match: Match, tensors: dict[str, Tensor], filled: list[str], *, source: str) -> list[str]:

@@ -36,8 +36,8 @@ SAME = Layout("the model's own (torchvision, timm)", lambda key: [key])
 
 
 def _timm_feature_list(key: str) -> list[str]:
-    """timm's `features_only` takes the first level of containers apart: stages.0 becomes stages_0."""
-    return [re.sub(r"^(\w+)\.(\d+)\.", r"\1_\2.", key)]
+    """timm's `features_only` takes some of the outermost containers apart: stages.0 becomes stages_0, stem.conv1 stem_conv1."""
+    return [key.replace(".", "_", 1), key]
 
 
 TIMM_FEATURES = Layout("timm", _timm_feature_list)

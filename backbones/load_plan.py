@@ -182,7 +182,9 @@ class _Leftovers:
 
     def __init__(self, model: nn.Module, body: Match, pyramid: Match | None, base: str) -> None:
         self.body, self.pyramid = body, pyramid
-        self.children = set(dict(model.get_submodule(body.target.rstrip(".")).named_children()))
+        module = model.get_submodule(body.target.rstrip("."))
+        # An adapter may have put something without parameters in a part's place.
+        self.children = {name for name, child in module.named_children() if child.state_dict()}
         self.is_adapter = body.target != base  # the backbone has another library's model within it
         self.has_unbuilt_stages = any(self._unbuilt_layers(key) for key in body.state_dict.tensors)
 

@@ -144,6 +144,27 @@ def test_a_timm_model_within_an_adapter(indices, images, tmp_path, randomize):
     assert_same(ours(images), whole.forward_intermediates(images, indices=indices, intermediates_only=True))
 
 
+@pytest.mark.parametrize(
+    ("name", "beyond"),
+    [
+        ("efficientnet_b0", {"conv_head", "bn2"}),
+        ("cspresnet50", set()),  # a stem that is taken apart, and is no Sequential
+        ("vit_tiny_patch16_224", {"norm"}),  # a module of another name within the adapter's; the norm is an Identity there
+        ("levit_128s", {"head", "head_dist"}),
+    ],
+)
+def test_timm_models_of_other_families_within_an_adapter(name, beyond, tmp_path):
+    whole = timm.create_model(name)
+    ours = Adapter(timm.create_model(name, features_only=True), {})
+    report = load_backbone_weights(ours, save(whole.state_dict(), tmp_path / "timm.pth"))
+    assert report.complete
+    assert not report.not_from_file
+    assert not report.notes
+    assert {key.split(".")[0] for key in report.ignored.get("beyond the feature maps", [])} == beyond
+    for key, value in ours.state_dict().items():
+        assert torch.equal(value, whole.state_dict()[report.used[key]]), key
+
+
 def test_an_adapter_is_not_filled_from_a_model_of_another_depth(tmp_path):
     inner = timm.create_model("convnext_atto", features_only=True)
     ours = Adapter(inner, {f"c{i + 2}": FeatureSpec(40 * 2**i, 4 * 2**i) for i in range(4)})
