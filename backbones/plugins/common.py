@@ -39,7 +39,7 @@ def outline(name: str, *, pyramid: str | None = None, **options: Any) -> Backbon
     make = build_backbone if pyramid is None else build_fpn_backbone
     if pyramid is not None:
         options["pyramid"] = pyramid
-    if "/" in name:  # other zoos' maps are measured on a real image
+    if "/" in name or ":" in name:  # other zoos' maps are measured on a real image; a user's file may do anything
         return make(name, **options)
     try:
         with torch.device("meta"):
