@@ -70,9 +70,12 @@ def load_pickled_tensors(path: Path) -> Any:
     Raises:
         UserError: not a PyTorch file, truncated, or one that would have to run code to be read.
     """
+    # Many training scripts save their command line, a Namespace, and scores with the weights. They are data alone.
+    # What the caller's program has made known itself stays known afterwards.
+    known_before = torch.serialization.get_safe_globals()
+    known = [name for name in (argparse.Namespace, *number_builders()) if name not in known_before]
     try:
-        # Many training scripts save their command line, a Namespace, and scores with the weights. They are data alone.
-        with torch.serialization.safe_globals([argparse.Namespace, *number_builders()]):
+        with torch.serialization.safe_globals(known):
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise UserError(
