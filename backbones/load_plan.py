@@ -104,6 +104,7 @@ def make_plan(model: nn.Module, state_dicts: Sequence[StateDict], *, source: str
     conversion = convert(model, body, in_channels=in_channels, source=source)
     found, misshapen = dict(body.found), dict(body.misshapen)
     tensors, notes = dict(conversion.tensors), list(conversion.notes)
+    notes += [f"The weights under {place!r} fit as well, and were not used." for place in body.rivals]
     if pyramid is not None:
         found |= pyramid.found
         misshapen |= pyramid.misshapen

@@ -66,5 +66,6 @@ def misfit(missing: list[str], unexpected: list[str], misshapen: list[str]) -> s
 
 
 def shape(tensor: Tensor) -> str:
-    """Such as 64x3x7x7."""
-    return "x".join(str(size) for size in tensor.shape) or "a single number"
+    """Such as 64x3x7x7, with the type where it is not of floating-point numbers."""
+    sizes = "x".join(str(size) for size in tensor.shape) or "a single number"
+    return sizes if tensor.is_floating_point() else f"{sizes} ({str(tensor.dtype).removeprefix('torch.')})"

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from torch import Tensor
 
@@ -26,6 +26,12 @@ class Match:
     target: str  # before the model's keys: an adapter keeps another library's model under a name of its own
     found: dict[str, str]  # the model's key -> the file's
     misshapen: dict[str, str] = field(default_factory=dict)  # as found, where the shapes differ
+    rivals: tuple[str, ...] = ()  # where other tensors lie that fit as well
+
+    @property
+    def place(self) -> str:
+        """Where in the file its tensors lie."""
+        return f"{self.state_dict.path}/{self.prefix}" if self.state_dict.path else self.prefix
 
     @property
     def num_named(self) -> int:
@@ -35,8 +41,7 @@ class Match:
     @property
     def order(self) -> tuple[int, int, int, int, int]:
         """The better match has the larger: tensors that fit, tensors that have a name, then the copy that is meant."""
-        place = f"{self.state_dict.path}/{self.prefix}"
-        choice = -1 if SECOND_CHOICE.search(place) else 1 if FIRST_CHOICE.search(place) else 0
+        choice = -1 if SECOND_CHOICE.search(self.place) else 1 if FIRST_CHOICE.search(self.place) else 0
         return len(self.found), len(self.misshapen), choice, -len(self.target), -len(self.prefix)
 
 
@@ -52,15 +57,24 @@ def best_match(
         in_channels: of the model's images: a first convolution for 3 channels can be adapted to them.
     """
     best: Match | None = None
+    seen: list[Match] = []
     needed = {key for key in own if not key.endswith("num_batches_tracked")}
     for layout in layouts:
         if best is not None and needed <= best.found.keys():
             break  # nothing can fit better
         for state_dict in state_dicts:
             for match in _matches(own, state_dict, layout, in_channels=in_channels):
+                seen.append(match)
                 if best is None or match.order > best.order:
                     best = match
-    return best
+    if best is None:
+        return None
+    rivals = {match.place for match in seen if len(match.found) == len(best.found) and not _share_tensors(match, best)}
+    return replace(best, rivals=tuple(sorted(rivals)))
+
+
+def _share_tensors(one: Match, other: Match) -> bool:
+    return one.state_dict is other.state_dict and not set(one.found.values()).isdisjoint(other.found.values())
 
 
 def _matches(own: Mapping[str, Tensor], state_dict: StateDict, layout: Layout, *, in_channels: int) -> Iterator[Match]:
@@ -104,6 +118,8 @@ def _targets(own: Mapping[str, Tensor]) -> Iterator[str]:
 
 
 def _fits(own: Tensor, given: Tensor, name: str, in_channels: int) -> bool:
+    if own.is_floating_point() and not given.is_floating_point():
+        return False  # quantised
     return own.shape == given.shape or is_adaptable(own, given, in_channels) or is_unweighted_offset(own, given, name)
 
 

@@ -303,6 +303,22 @@ def test_a_partial_load_is_refused_unless_asked_for(stem, state_dict, tmp_path):
         assert name in str(report)
 
 
+def test_quantised_weights_are_refused(stem, state_dict, tmp_path):
+    state_dict["layer1.0.conv1.weight"] = torch.ones(64, 64, 3, 3, dtype=torch.int8)
+    path = save(state_dict, tmp_path / "weights.pth")
+    with pytest.raises(
+        UserError, match=r"layer1\.0\.conv1\.weight is 64x64x3x3 \(int8\) in the file and 64x64x3x3 in the model"
+    ):
+        load_backbone_weights(stem, path)
+
+
+def test_of_two_backbones_in_a_file_the_report_names_the_other(stem, state_dict, tmp_path):
+    content = {f"{name}.{key}": value for name in ("colour", "depth") for key, value in state_dict.items()}
+    report = load_backbone_weights(stem, save(content, tmp_path / "weights.pth"))
+    assert report.prefix == "depth."  # the shorter
+    assert report.notes == ["The weights under 'colour.' fit as well, and were not used."]
+
+
 def test_even_a_partial_load_needs_the_architecture(stem, tmp_path):
     path = save({"features.0.weight": torch.ones(64, 3, 7, 7), "bn1.weight": torch.ones(64)}, tmp_path / "weights.pth")
     with pytest.raises(UserError, match=r"another architecture.*such as conv1\.weight.*such as features\.0\.weight"):
