@@ -27,3 +27,44 @@ def norm_layer(name: str) -> NormLayer:
     if name not in NORMS:
         raise UserError(f"There is no norm {name!r}.{did_you_mean(name, NORMS)}")
     return NORMS[name]
+
+
+def check_conversion(norm: str, name: str) -> None:
+    """Check that the batch norms of a model of another library can be turned into `norm`.
+
+    Raises:
+        UserError: no such norm, or gn, for which such a model has no weights.
+    """
+    norm_layer(norm)
+    if norm == "gn":
+        raise UserError(
+            f"norm is 'gn', but {name} is built as its library has it: bn leaves its own norms, frozen_bn and sync_bn turn its "
+            "batch norms into those. Choose a model that has group norm, or one of our own."
+        )
+
+
+def convert_batch_norms(model: nn.Module, norm: str) -> nn.Module:
+    """Turn a model's BatchNorm2d into frozen_bn or sync_bn, with their weights and statistics; bn leaves the model's own.
+
+    Raises:
+        UserError: as `check_conversion`.
+    """
+    check_conversion(norm, type(model).__name__)
+    if norm == "sync_bn":
+        return nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    if norm == "frozen_bn":
+        for name, module in list(model.named_modules()):
+            for child_name, child in list(module.named_children()):
+                if isinstance(child, nn.BatchNorm2d):
+                    assert name is not None
+                    setattr(module, child_name, _frozen(child))
+    return model
+
+
+def _frozen(norm: nn.BatchNorm2d) -> FrozenBatchNorm2d:
+    frozen = FrozenBatchNorm2d(norm.num_features, eps=norm.eps)
+    for key in ("weight", "bias", "running_mean", "running_var"):
+        value = getattr(norm, key)
+        if value is not None:
+            frozen.register_buffer(key, value.detach().clone())
+    return frozen

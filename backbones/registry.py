@@ -1,14 +1,19 @@
 """Names for things that can be built: register one with a decorator, build it by name."""
 
 import fnmatch
+import importlib
 import inspect
+import re
 import sys
 from collections.abc import Callable, Iterable
+from functools import partial
+from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from backbones.base import Backbone
 from backbones.errors import UserError, did_you_mean
 from backbones.weights import load_published_weights
+from backbones.zoos import list_zoo, split_name
 
 Constructor = TypeVar("Constructor", bound=Callable[..., Any])
 
@@ -94,14 +99,101 @@ def _annotation(parameter: inspect.Parameter, constructor: Callable[..., Any]) -
         return Any
 
 
-BACKBONES: Registry[Callable[..., Backbone]] = Registry("backbone")
+class BackboneRegistry(Registry[Callable[..., Backbone]]):
+    """Backbones by name: registered ones, those of other zoos (`timm/...`), and those of the user's modules (`module:name`)."""
+
+    def __init__(self) -> None:
+        super().__init__("backbone")
+        self._modules: dict[str, set[str]] = {}  # what was registered while a module of the user's was imported
+
+    def get(self, name: str) -> Callable[..., Backbone]:
+        """The constructor of a name of any of the three kinds.
+
+        Raises:
+            UserError: there is none, the zoo's library is not installed, or the module cannot be imported or does not
+                register it.
+        """
+        if "/" in name:
+            zoo, model = split_name(name)
+            zoo.check_name(model)
+            return partial(zoo.build, model)
+        if ":" in name:
+            return self._of_module(name)
+        return super().get(name)
+
+    def names(self, pattern: str = "*") -> list[str]:
+        """The registered names that match a pattern, sorted; with a slash, as in `timm/*vit*`, those of a zoo."""
+        return list_zoo(pattern) if "/" in pattern else super().names(pattern)
+
+    def options(self, name: str, *, besides: Iterable[str] = ()) -> dict[str, Any] | None:
+        """As for any registry; None for a zoo's, which hands them on to the other library."""
+        constructor = self.get(name)
+        if "/" in name:
+            return None
+        if ":" in name:
+            name = next(known for known, entry in self._constructors.items() if entry is constructor)
+        return super().options(name, besides=besides)
+
+    def _of_module(self, name: str) -> Callable[..., Backbone]:
+        module, _, registered = name.partition(":")
+        if not re.fullmatch(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*", module):
+            raise UserError(
+                f"{name!r} names no module: write module:name, with the name that `import` takes, as my_module:my_backbone."
+            )
+        self._import(module, name)
+        own = {known for known, entry in self._constructors.items() if _is_from(entry, module)} | self._modules.get(
+            module, set()
+        )
+        if registered not in own:
+            hint = did_you_mean(registered, own) or " It registers none."
+            raise UserError(f"The module {module!r} registers no backbone {registered!r} with @register_backbone.{hint}")
+        return self._constructors[registered]
+
+    def _import(self, module: str, name: str) -> None:
+        before = dict(self._constructors)
+        # As for `python -m`, but for this import only.
+        folder = str(Path.cwd())
+        sys.path.insert(0, folder)
+        try:
+            importlib.invalidate_caches()
+            importlib.import_module(module)
+        except (Exception, SystemExit) as error:
+            # What it had registered until then would be in the way of the next attempt.
+            self._constructors = before
+            missing = getattr(error, "name", None) if isinstance(error, ModuleNotFoundError) else None
+            if missing and (module == missing or module.startswith(f"{missing}.")):
+                raise UserError(
+                    f"There is no module {missing!r}, in the backbone {name!r}. It is searched for in the current folder "
+                    f"({folder}) and among what is installed."
+                ) from error
+            raise UserError(
+                f"The module {module!r} of the backbone {name!r} fails on import: {type(error).__name__}: {error}"
+            ) from error
+        finally:
+            if folder in sys.path:
+                sys.path.remove(folder)
+        self._modules.setdefault(module, set()).update(self._constructors.keys() - before.keys())
+
+
+def _is_from(constructor: Callable[..., Any], module: str) -> bool:
+    owner = getattr(constructor, "__module__", None) or ""
+    return owner == module or owner.startswith(f"{module}.")
+
+
+BACKBONES = BackboneRegistry()
 register_backbone = BACKBONES.register
 # What `build_backbone` itself passes to every constructor.
 STANDARD_OPTIONS = ("in_channels", "norm", "out_features")
 
 
 def list_backbones(pattern: str = "*") -> list[str]:
-    """Names that `build_backbone` knows, sorted, filtered by a shell-style pattern such as `"resnext*"`."""
+    """Names that `build_backbone` knows, sorted, filtered by a shell-style pattern such as `"resnext*"`.
+
+    A pattern with a slash lists those of another zoo: `"timm/*vit*"`, `"torchvision/*"`, `"hf/*"`.
+
+    Raises:
+        UserError: no such zoo, or its library is not installed.
+    """
     return BACKBONES.names(pattern)
 
 
@@ -115,12 +207,13 @@ def build_backbone(
     out_features: list[str] | None = None,
     **options: Any,
 ) -> Backbone:
-    """Build a registered backbone, load its weights and freeze its first stages.
+    """Build a backbone by name, load its weights and freeze its first stages.
 
     Args:
-        name: one of `list_backbones()`.
+        name: one of `list_backbones()`; timm/NAME, torchvision/NAME or hf/NAME for another zoo's; or my_module:my_backbone for
+            what @register_backbone("my_backbone") registers in a module of yours.
         weights: the name of weights torchvision publishes ("IMAGENET1K_V1", "DEFAULT"), the path of a .pth or .safetensors
-            file, or nothing for random initialisation.
+            file, or nothing for random initialisation. For timm also "pretrained" or a pretrained tag, for hf "pretrained".
         in_channels: channels of the images.
         norm: frozen_bn, bn, sync_bn or gn. Left out: frozen_bn with weights, bn without.
         trainable_layers: how many stages train, counted from the last. Left out: 3 with weights, all without.
@@ -134,9 +227,14 @@ def build_backbone(
     BACKBONES.check_options(name, options, besides=STANDARD_OPTIONS)
     if norm is None:
         norm = "frozen_bn" if weights is not None else "bn"
-    backbone = constructor(in_channels=in_channels, norm=norm, out_features=out_features, **options)
-    if weights is not None:
-        load_published_weights(backbone, weights, architecture=name)
+    settings = {"in_channels": in_channels, "norm": norm, "out_features": out_features} | options
+    if "/" in name:
+        # A zoo loads weights itself: only it knows their names.
+        backbone = constructor(weights=weights, **settings)
+    else:
+        backbone = constructor(**settings)
+        if weights is not None:
+            load_published_weights(backbone, weights, architecture=name.rpartition(":")[2])
     if trainable_layers is None:
         num_stages = len(backbone.stages())
         trainable_layers = min(3, num_stages) if weights is not None else num_stages

@@ -104,9 +104,14 @@ def test_unknown_backbone_options_suggest_the_nearest():
         build_backbone("resnet50", stride_in_1_x_1=True)
 
 
+@pytest.mark.usefixtures("own_registry")
 def test_a_backbone_without_options_says_so():
-    with pytest.raises(UserError, match=r"'resnet18' has no option 'stride_in_1x1'. It takes none"):
-        build_backbone("resnet18", stride_in_1x1=True)
+    @register_backbone("bare")
+    def bare(*, in_channels=3, norm="bn", out_features=None):
+        return Patches(in_channels=in_channels)
+
+    with pytest.raises(UserError, match=r"'bare' has no option 'width'. It takes none"):
+        build_backbone("bare", width=4)
 
 
 def test_options_are_checked_through_a_pyramid():
