@@ -1,13 +1,10 @@
 """Our backbones inside MMDetection's own RetinaNet and Faster R-CNN, whose code is unchanged.
 
 Of mmcv, the Python part is its own; where its compiled part is missing, as in mmcv-lite, the one function that these detectors
-call in it, non-maximum suppression, is torchvision's.
+call in it, non-maximum suppression, is torchvision's: see the fixture `mmdet`.
 """
 
 import importlib
-import sys
-import types
-import warnings
 
 import pytest
 import torch
@@ -15,47 +12,10 @@ import torchvision
 
 from backbones import UserError, build_backbone, build_fpn_backbone
 
-REASON = "mmdet, mmengine and mmcv or mmcv-lite 2.1 are not installed"
-pytest.importorskip("mmdet", reason=REASON, exc_type=ImportError)
-pytest.importorskip("mmcv", reason=REASON, exc_type=ImportError)
-
 # The warnings are those of mmdet, mmengine and mmcv about their own code and about newer versions of torch.
 pytestmark = pytest.mark.filterwarnings(
     "ignore::DeprecationWarning", "ignore::UserWarning", "ignore::FutureWarning", "ignore::ImportWarning"
 )
-
-
-class CompiledOperations(types.ModuleType):
-    """In place of mmcv's compiled module: non-maximum suppression by torchvision, and nothing else that can be called."""
-
-    def __getattr__(self, name):
-        if name.startswith("__"):
-            raise AttributeError(name)
-
-        def missing(*args, **kwargs):
-            raise RuntimeError(f"mmcv-lite has no {name}")
-
-        return missing
-
-    @staticmethod
-    def nms(boxes, scores, *, iou_threshold, offset):
-        assert offset == 0
-        return torchvision.ops.nms(boxes, scores, iou_threshold)
-
-
-@pytest.fixture(scope="module")
-def mmdet():
-    """The package, its detectors imported and our backbones registered."""
-    with warnings.catch_warnings():  # pytest.mark.filterwarnings does not reach a fixture of a module
-        warnings.simplefilter("ignore")
-        try:
-            importlib.import_module("mmcv._ext")
-        except ImportError:
-            sys.modules["mmcv._ext"] = CompiledOperations("mmcv._ext")
-        importlib.import_module("mmengine.registry").init_default_scope("mmdet")
-        importlib.import_module("mmdet.models")
-        importlib.import_module("backbones.plugins.mmdet")
-        return importlib.import_module("mmdet")
 
 
 @pytest.fixture
