@@ -72,7 +72,7 @@ class VertebraConfig(BackboneConfigMixin, PretrainedConfig):
                 out_features = list(outline(**self.build_options()).feature_specs)
             if weights is not None:  # the weights are not saved, but what build_backbone makes of their being there is
                 num_stages = len(outline(**self.build_options()).stages())
-                self.norm = norm or ("frozen_bn" if "/" not in name else None)
+                self.norm = norm or "frozen_bn"
                 self.trainable_layers = min(3, num_stages) if trainable_layers is None else trainable_layers
         super().__init__(**more)
         self._choose(out_features, out_indices)

@@ -13,6 +13,7 @@ smp = pytest.importorskip(
 from backbones.plugins.segmentation_models_pytorch import VertebraEncoder, register_encoder  # noqa: E402
 
 register_encoder("resnet18", encoder_name="vertebra_test_pyramid", pyramid="fpn", out_channels=16)
+register_encoder("timm/convnext_atto", encoder_name="vertebra_test_convnext")
 
 
 @register_backbone("test_smp_fixed_strides")
@@ -31,13 +32,13 @@ def step(model, in_channels, **sizes):
     smp.losses.DiceLoss(mode="binary")(scores, mask).backward()
     unused = [name for name, parameter in model.named_parameters() if parameter.requires_grad and parameter.grad is None]
     assert unused == []
-    first = next(parameter for name, parameter in model.encoder.named_parameters() if name.endswith("conv1.weight"))
+    first = next(parameter for parameter in model.encoder.parameters() if parameter.ndim == 4)
     assert first.shape[1] == in_channels
     return float(first.grad.abs().sum())
 
 
 @pytest.mark.parametrize("in_channels", [1, 3])
-@pytest.mark.parametrize("name", ["vertebra_resnet18", "vertebra_test_pyramid"])
+@pytest.mark.parametrize("name", ["vertebra_resnet18", "vertebra_test_pyramid", "vertebra_test_convnext"])
 def test_unet_takes_a_training_step(name, in_channels):
     assert step(smp.Unet(name, encoder_weights=None, in_channels=in_channels), in_channels) > 0
 

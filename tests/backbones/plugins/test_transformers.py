@@ -147,6 +147,18 @@ def test_a_saved_detr_comes_back(tmp_path, randomize):
     torch.testing.assert_close(again(images).pred_boxes, model(images).pred_boxes)
 
 
+def test_a_saved_backbone_of_timm_comes_back_with_what_it_does_not_save(tmp_path):
+    pytest.importorskip("timm", reason="timm is not installed", exc_type=ImportError)
+    config = VertebraConfig(name="timm/swin_tiny_patch4_window7_224", out_features=["c2"])
+    model = VertebraBackbone(config).eval()
+    model.save_pretrained(tmp_path)
+    again = VertebraBackbone.from_pretrained(tmp_path).eval()
+    images = torch.rand(1, 3, 64, 96)
+    (found,), (expected,) = again(images).feature_maps, model(images).feature_maps
+    assert found.shape == (1, 96, 16, 24)
+    torch.testing.assert_close(found, expected, rtol=0, atol=0)  # the windows' masks and places are not in the file
+
+
 def test_what_a_checkpoint_lacks_is_initialised(tmp_path):
     model = VertebraBackbone(VertebraConfig(name="resnet18", out_features=["c3"]))
     state = {key: value for key, value in model.state_dict().items() if "layer2" not in key}
