@@ -4,6 +4,16 @@ from pathlib import Path
 
 from setuptools import find_packages, setup
 
+# Each plug-out is tested against the framework it is for, and the classifier on photographs that scikit-image ships.
+TEST = [
+    "pytest>=8.2",
+    "pytest-xdist>=3.6",
+    "hypothesis>=6.100",
+    "transformers>=4.50",
+    "segmentation-models-pytorch>=0.5",
+    "scikit-image>=0.24",
+]
+
 setup(
     name="vertebra",
     version="0.1.0",
@@ -30,8 +40,9 @@ setup(
         "tensorboard>=2.16",
     ],
     extras_require={
-        "test": ["pytest>=8.2", "pytest-xdist>=3.6", "hypothesis>=6.100"],
-        "dev": ["pytest>=8.2", "pytest-xdist>=3.6", "hypothesis>=6.100", "ruff>=0.12", "mypy>=1.15", "types-PyYAML"],
+        "transformers": ["transformers>=4.50"],
+        "test": TEST,
+        "dev": [*TEST, "ruff>=0.12", "mypy>=1.15", "types-PyYAML"],
     },
     classifiers=[
         "Intended Audience :: Science/Research",

@@ -10,6 +10,7 @@ from backbones import resnet_models as _resnet_models  # noqa: F401  (registers 
 from backbones.base import Backbone, FeatureSpec
 from backbones.errors import UserError
 from backbones.fpn import FeaturePyramid, FpnBackbone, build_fpn_backbone, register_pyramid
+from backbones.load_report import LoadReport
 from backbones.registry import build_backbone, list_backbones, register_backbone
 from backbones.weights import load_backbone_weights
 
@@ -18,6 +19,7 @@ __all__ = [
     "FeaturePyramid",
     "FeatureSpec",
     "FpnBackbone",
+    "LoadReport",
     "UserError",
     "build_backbone",
     "build_fpn_backbone",

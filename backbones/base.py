@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from backbones.errors import UserError
+from backbones.load_report import LoadReport
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +28,7 @@ class Backbone(nn.Module):
     feature_specs: dict[str, FeatureSpec]
     in_channels: int = 3
     plain: bool = False
+    weights_report: LoadReport | None = None  # what the weights that it was built with left over, where they came from a file
 
     def __init__(self) -> None:
         super().__init__()

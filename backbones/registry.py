@@ -212,8 +212,9 @@ def build_backbone(
     Args:
         name: one of `list_backbones()`; timm/NAME, torchvision/NAME or hf/NAME for another zoo's; or my_module:my_backbone for
             what @register_backbone("my_backbone") registers in a module of yours.
-        weights: the name of weights torchvision publishes ("IMAGENET1K_V1", "DEFAULT"), the path of a .pth or .safetensors
-            file, or nothing for random initialisation. For timm also "pretrained" or a pretrained tag, for hf "pretrained".
+        weights: the name of weights torchvision publishes ("IMAGENET1K_V1", "DEFAULT"), the path of a .pth, .safetensors
+            or .pkl file, or nothing for random initialisation. For timm also "pretrained" or a pretrained tag, for hf
+            "pretrained".
         in_channels: channels of the images.
         norm: frozen_bn, bn, sync_bn or gn. Left out: frozen_bn with weights, bn without.
         trainable_layers: how many stages train, counted from the last. Left out: 3 with weights, all without.
@@ -234,7 +235,7 @@ def build_backbone(
     else:
         backbone = constructor(**settings)
         if weights is not None:
-            load_published_weights(backbone, weights, architecture=name.rpartition(":")[2])
+            backbone.weights_report = load_published_weights(backbone, weights, architecture=name.rpartition(":")[2])
     if trainable_layers is None:
         num_stages = len(backbone.stages())
         trainable_layers = min(3, num_stages) if weights is not None else num_stages

@@ -352,6 +352,9 @@ class Run:
         assert isinstance(backbone, Backbone)
         for text in backbone.describe_stages():
             line(f"  {text}")
+        report = backbone.weights_report or getattr(getattr(backbone, "body", None), "weights_report", None)
+        for text in report.lines() if report is not None else ():
+            line(text)
         if self.step:
             line(f"resumed at step {self.step} of {self.sampler.total_steps}")
 
