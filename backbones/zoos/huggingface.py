@@ -20,7 +20,7 @@ from backbones.zoos.measured import MODEL_ERRORS, MeasuredBackbone, choose, meas
 
 try:
     from transformers import AutoBackbone, AutoConfig, PretrainedConfig
-    from transformers.models.auto.modeling_auto import MODEL_FOR_BACKBONE_MAPPING_NAMES
+    from transformers.models.auto.modeling_auto import MODEL_FOR_BACKBONE_MAPPING, MODEL_FOR_BACKBONE_MAPPING_NAMES
 except ModuleNotFoundError as error:
     raise UserError("Backbones named hf/... need transformers: pip install transformers.") from error
 
@@ -164,8 +164,15 @@ def create(name: str, config: PretrainedConfig, *, pretrained: bool) -> nn.Modul
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 if pretrained:
-                    return AutoBackbone.from_pretrained(name, config=config, trust_remote_code=False)
+                    # Not AutoBackbone's own from_pretrained, which in transformers 5 takes no folder.
+                    model, info = MODEL_FOR_BACKBONE_MAPPING[type(config)].from_pretrained(
+                        name, config=config, output_loading_info=True
+                    )
+                    check_loaded(info, name)
+                    return model
                 return AutoBackbone.from_config(config)
+        except UserError:
+            raise
         except ImportError as error:
             lines = [line.strip() for line in str(error).splitlines() if line.strip()]
             raise UserError(f"hf/{name} cannot be built: {' '.join(lines[:2])[:300]}") from error
@@ -178,6 +185,18 @@ def create(name: str, config: PretrainedConfig, *, pretrained: bool) -> nn.Modul
             problem = error
     assert problem is not None
     raise UserError(f"hf/{name} cannot be a backbone: {_line(problem)}.") from problem
+
+
+def check_loaded(info: dict[str, Any], name: str) -> None:
+    """Check that pretrained weights had all but what a backbone adds to a classifier: norms of its maps, mask tokens.
+
+    Raises:
+        UserError: they lack more; the message names it.
+    """
+    missing = sorted(str(key) for key in info["missing_keys"] if "norm" not in str(key) and "mask_token" not in str(key))
+    if missing:
+        named = ", ".join(missing[:3])
+        raise UserError(f"The weights of hf/{name} do not fit its configuration: {len(missing)} tensors are missing: {named}.")
 
 
 def load(model: Any, path: str, in_channels: int, title: str) -> None:

@@ -1,5 +1,8 @@
 """backbones/registry.py: names, options, and what a newcomer registers."""
 
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,6 +19,7 @@ from backbones import (
     register_backbone,
 )
 from backbones.registry import BACKBONES, Registry
+from engine.config_file import apply_overrides
 from heads import build_detector, faster_rcnn, list_detectors
 
 
@@ -175,3 +179,121 @@ def test_options_of_an_entry_come_with_their_types():
     assert registry.options("heir", besides=["image"]) == {"extra": float, "size": int, "name": str}
     assert registry.options("open") is None
     registry.check_options("open", ["whatever"])
+
+
+def test_own_names_are_listed_without_a_zoo_being_imported():
+    script = "import sys, backbones; backbones.list_backbones(); print(sorted({'timm', 'transformers'} & set(sys.modules)))"
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=Path(__file__).parents[2]
+    )
+    assert done.stdout.strip() == "[]"
+    assert not any("/" in name for name in list_backbones())
+
+
+def test_an_unknown_zoo_names_the_three():
+    with pytest.raises(
+        UserError, match=r"no zoo 'tim', in the backbone 'tim/resnet18'.*'timm'.*timm/NAME, torchvision/NAME or hf/"
+    ):
+        build_backbone("tim/resnet18")
+    with pytest.raises(UserError, match="no zoo 'zoo'"):
+        list_backbones("zoo/*")
+
+
+MODULE = """
+from torch import nn
+from backbones import Backbone, FeatureSpec, register_backbone
+
+class Patches(Backbone):
+    def __init__(self, in_channels, width):
+        super().__init__()
+        self.in_channels = in_channels
+        self.conv = nn.Conv2d(in_channels, width, 16, stride=16, padding=8)
+        self.feature_specs = {"c4": FeatureSpec(width, 16)}
+
+    def forward(self, images):
+        height, width = images.shape[-2:]
+        return {"c4": self.conv(images)[..., : -(-height // 16), : -(-width // 16)]}
+
+@register_backbone("of_a_user")
+def of_a_user(*, in_channels=3, norm="bn", out_features=None, width: int = 8):
+    return Patches(in_channels, width)
+"""
+
+
+@pytest.fixture
+def user_module(tmp_path, monkeypatch, own_registry):
+    """Writes a module into the current folder, which is forgotten after the test."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(BACKBONES, "_modules", {})
+    written = []
+
+    def write(name, text=MODULE):
+        (tmp_path / f"{name}.py").write_text(text)
+        written.append(name)
+        return name
+
+    yield write
+    for name in written:
+        sys.modules.pop(name, None)
+
+
+def test_a_users_module_in_the_current_folder_builds_by_name(user_module):
+    module = user_module("users_backbones")
+    before = list(sys.path)
+    assert build_backbone(f"{module}:of_a_user", width=4).feature_specs == {"c4": FeatureSpec(4, 16)}
+    assert sys.path == before
+    assert build_backbone("of_a_user").feature_specs == {"c4": FeatureSpec(8, 16)}
+    assert build_backbone(f"{module}:of_a_user").feature_specs == {"c4": FeatureSpec(8, 16)}
+    with pytest.raises(UserError, match=r"'users_backbones:of_a_user' has no option 'widht'.*Did you mean 'width'\?"):
+        build_backbone(f"{module}:of_a_user", widht=4)
+
+
+def test_a_users_module_is_taken_from_the_config(user_module):
+    module = user_module("users_backbones_by_config")
+    content = {"data": {"train": "shapes", "val": "shapes"}}
+    config = apply_overrides(content, [f"model.backbone.name={module}:of_a_user", "model.backbone.width=4"], origin="the test")
+    assert config.model.backbone.options() == {"width": 4}
+    with pytest.raises(UserError, match=r"width' is 'wide'"):
+        apply_overrides(content, [f"model.backbone.name={module}:of_a_user", "model.backbone.width=wide"], origin="the test")
+    with pytest.raises(UserError, match=r"model.backbone.name: There is no module 'nowhere_to_be_found'"):
+        apply_overrides(content, ["model.backbone.name=nowhere_to_be_found:of_a_user"], origin="the test")
+
+
+def test_a_zoos_name_is_taken_from_the_config_and_an_unknown_one_refused_by_its_key():
+    content = {"data": {"train": "shapes", "val": "shapes"}}
+    config = apply_overrides(
+        content, ["model.backbone.name=timm/resnet10t", "model.backbone.drop_path_rate=0.1"], origin="the test"
+    )
+    assert config.model.backbone.options() == {"drop_path_rate": 0.1}
+    with pytest.raises(UserError, match=r"model.backbone.name: timm has no model 'resnet10s'.*Did you mean"):
+        apply_overrides(content, ["model.backbone.name=timm/resnet10s"], origin="the test")
+    with pytest.raises(UserError, match=r"model.backbone.name: There is no zoo 'tim'"):
+        apply_overrides(content, ["model.backbone.name=tim/resnet10t"], origin="the test")
+
+
+def test_only_what_a_module_registers_is_taken_from_it(user_module):
+    module = user_module("users_other_backbones")
+    with pytest.raises(UserError, match=r"registers no backbone 'Patches' with @register_backbone.* Known: of_a_user"):
+        build_backbone(f"{module}:Patches")
+    with pytest.raises(UserError, match=r"module 'os' registers no backbone 'system'.*registers none"):
+        build_backbone("os:system")
+    with pytest.raises(UserError, match="module 'os' registers no backbone 'resnet18'"):
+        build_backbone("os:resnet18")
+
+
+@pytest.mark.parametrize("name", ["./users.py:x", "users-file:x", "folder/users:x", ":x", ".users:x", "users.py.:x"])
+def test_files_are_no_modules(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "users.py").write_text("raise SystemExit('it ran')")
+    with pytest.raises(UserError, match=r"names no module|There is no zoo"):
+        build_backbone(name)
+
+
+def test_a_module_that_fails_is_one_sentence_and_can_be_put_right(user_module):
+    module = user_module("users_broken_backbone", MODULE + "\nimport not_there_at_all\n")
+    with pytest.raises(UserError, match=r"fails on import: ModuleNotFoundError: No module named 'not_there_at_all'"):
+        build_backbone(f"{module}:of_a_user")
+    with pytest.raises(UserError, match="no backbone 'of_a_user'"):
+        build_backbone("of_a_user")
+    user_module(module, MODULE + "\nrepaired = True\n")
+    assert build_backbone(f"{module}:of_a_user", width=2).feature_specs == {"c4": FeatureSpec(2, 16)}
