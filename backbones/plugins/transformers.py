@@ -12,7 +12,7 @@ from backbones.errors import UserError, did_you_mean
 from backbones.plugins.common import all_specs, build, missing_framework, outline
 
 try:
-    from transformers import AutoBackbone, AutoConfig, PretrainedConfig, PreTrainedModel
+    from transformers import AutoBackbone, AutoConfig, PretrainedConfig, PreTrainedModel, modeling_utils
     from transformers.modeling_outputs import BackboneOutput
 
     try:
@@ -121,8 +121,8 @@ class VertebraBackbone(BackboneMixin, PreTrainedModel):
         options = config.build_options()
         if config.pyramid is None:
             options["out_features"] = list(config.out_features)  # stages beyond are not built
-        # transformers 5 builds without memory what it then reads from a file.
-        self._to_be_read = torch.empty(0).is_meta
+        # What is to be read from a file, transformers 5 builds without memory, and 4 with torch.nn.init switched off.
+        self._to_be_read = torch.empty(0).is_meta or not getattr(modeling_utils, "_init_weights", True)
         if self._to_be_read:
             options["weights"] = None
         self.backbone = build(**options)

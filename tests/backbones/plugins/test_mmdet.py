@@ -199,6 +199,7 @@ def test_weights_stay_through_init_weights_and_freezing_through_train(build, tmp
     torch.save(randomize(torchvision.models.resnet18()).state_dict(), path)
     config = faster_rcnn({"name": "resnet18", "weights": str(path), "norm": "bn", "trainable_layers": 2}, FPN)
     model = build(config)
+    model.backbone.backbone.init_weights = model.backbone.backbone.conv1.reset_parameters  # which MMDetection must not call
     model.init_weights()
     ours = build_backbone("resnet18", weights=str(path), norm="bn").eval()
     images = torch.rand(2, 3, 64, 96)

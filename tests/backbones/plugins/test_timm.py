@@ -106,6 +106,10 @@ def test_a_file_gives_pretrained_weights(weights):
 
     maps = timm.create_model("vertebra_resnet18", features_only=True, pretrained=True, pretrained_cfg_overlay=file).eval()
     torch.testing.assert_close(maps(images)[-1], model.forward_features(images))
+    fine = timm.create_model(
+        "vertebra_resnet18", features_only=True, out_indices=[1], pretrained=True, pretrained_cfg_overlay=file
+    )
+    torch.testing.assert_close(fine.eval()(images)[0], maps(images)[1])
 
 
 def test_the_option_weights_freezes_as_ours_does(weights):
