@@ -147,11 +147,11 @@ What each column says was measured, with random weights:
 - **shapes**: the declared maps were (channels, ceil(height / stride), ceil(width / stride)) for images of 800 x 1344 and
   97 x 131 pixels. This ran on PyTorch's meta device, which computes shapes and no values. Where a model of another library is
   built for real, one real forward pass verifies its maps again.
-- **trains**: a step of Faster R-CNN on two images of 64 x 96 pixels (32 x 48 for the CIFAR forms), on a CPU, gave finite losses,
-  and a gradient to every parameter that trains. Not tried (-) above 30 million parameters.
+- **trains**: a step of Faster R-CNN on two images of 64 x 96 pixels (32 x 48 for the CIFAR forms), on a CPU, gave finite
+  losses, and a gradient to every parameter that trains. Not tried (-) above 30 million parameters.
 - **parameters** of the backbone that train, and **GFLOPs** of one image of 800 x 1344, padding included, as
-  `torch.utils.flop_counter` counts matrix products, convolutions and attention, a multiplication and an addition as two. What it
-  does not know (recurrent layers, deformable convolutions) is not in it.
+  `torch.utils.flop_counter` counts matrix products, convolutions and attention, a multiplication and an addition as two.
+  What it does not know (recurrent layers, deformable convolutions) is not in it.
 - **plain**: maps of one stride alone; the pyramid is ViTDet's. **tiles of N**: the model takes images of N x N pixels only, so
   larger ones are cut into tiles that it sees one by one, as attention windows do, with no context across their borders.
 """

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from backbones.base import Backbone
 from backbones.errors import UserError, did_you_mean
 from backbones.norms import check_conversion, convert_batch_norms
-from backbones.weights import WEIGHT_FILE_SUFFIXES, load_backbone_weights
+from backbones.weights import WEIGHT_FILE_SUFFIXES, LoadReport, load_backbone_weights
 from backbones.zoos.measured import MODEL_ERRORS, MeasuredBackbone, choose, measure, stages_by_map
 
 try:
@@ -85,9 +85,8 @@ def build(
         else stages_by_map(whole, in_channels, measurement, lambda key: any(word in key for word in ("embed", "stem")))
     )
     body = _Chosen(whole, [found.index for found in chosen.values()])
-    if weights is not None and weights != "pretrained":
-        load(whole, weights, in_channels, title)
-    return MeasuredBackbone(
+    report = load(whole, weights, in_channels, title) if weights not in (None, "pretrained") else None
+    backbone = MeasuredBackbone(
         convert_batch_norms(body, norm),
         chosen,
         in_channels=in_channels,
@@ -96,6 +95,8 @@ def build(
         stage_of={f"model.{key}": stage for key, stage in stage_of.items()},
         name=title,
     )
+    backbone.weights_report = report
+    return backbone
 
 
 class _Chosen(nn.Module):
@@ -199,16 +200,17 @@ def check_loaded(info: dict[str, Any], name: str) -> None:
         raise UserError(f"The weights of hf/{name} do not fit its configuration: {len(missing)} tensors are missing: {named}.")
 
 
-def load(model: Any, path: str, in_channels: int, title: str) -> None:
+def load(model: Any, path: str | None, in_channels: int, title: str) -> LoadReport:
     """Load a file in the model's own names, or those of a larger model that it is a part of.
 
     Raises:
         UserError: it cannot be read, or does not fit.
     """
+    assert path is not None
     if Path(path).suffix not in WEIGHT_FILE_SUFFIXES and "/" not in path and not Path(path).exists():
         raise UserError(f"{title} has no weights {path!r}. Give 'pretrained' for an id or folder, or the path of a file.")
     model.in_channels = in_channels
-    load_backbone_weights(model, path)
+    return load_backbone_weights(model, path)
 
 
 def plain_stages(model: Any) -> dict[str, int]:

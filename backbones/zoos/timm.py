@@ -42,16 +42,16 @@ def names(pattern: str = "*") -> list[str]:
 
 
 def check_name(name: str) -> None:
-    """Check that timm has a model of that name, which may end in a pretrained tag.
+    """Check that timm has a model of that name.
 
     Raises:
-        UserError: it has none; the message names the nearest.
+        UserError: it has none, or the name ends in a pretrained tag; the message names the nearest.
     """
     base, _, tag = name.partition(".")
     if not timm.is_model(base):
         raise UserError(f"timm has no model {base!r}.{did_you_mean(base, timm.list_models())}")
     if tag:
-        check_tag(base, tag)
+        raise UserError(f"timm/{name} names weights, too. Give them as weights: name timm/{base}, weights {tag}.")
 
 
 def check_tag(name: str, tag: str) -> None:
@@ -90,11 +90,10 @@ def build(
     """
     check_name(name)
     check_conversion(norm, f"timm/{name}")
-    base, _, tag = name.partition(".")
-    source = weight_source(base, weights or tag or None)
+    source = weight_source(name, weights)
     title = f"timm/{name}"
     with torch.random.fork_rng(devices=[]):
-        settings, probe, measurement = find_settings(base, in_channels, options)
+        settings, probe, measurement = find_settings(name, in_channels, options)
     chosen = choose(measurement, out_features, name=title)
     plain = len({found.stride for found in measurement.maps}) == 1
     stage_of = {} if plain else stages_by_map(probe, in_channels, measurement, stem_test(probe))
@@ -104,7 +103,7 @@ def build(
     if as_is and not plain and source == {} and torch.get_default_device().type == "meta":
         body: nn.Module = probe
     else:
-        body = create(base, in_channels, settings | options, source, indices=indices, plain=plain)
+        body = create(name, in_channels, settings | options, source, indices=indices, plain=plain)
     if norm == "frozen_bn":
         body = freeze_batch_norm_2d(body)
     elif norm == "sync_bn":
@@ -136,7 +135,6 @@ def find_settings(name: str, in_channels: int, options: dict[str, Any]) -> tuple
         UserError: it gives no maps, or takes no image but of one size; the message says what was measured.
     """
     fixed = bool((timm.get_pretrained_cfg(name) or timm.models.PretrainedCfg()).fixed_input_size)
-    usable: list[tuple[dict[str, Any], Any, Measurement]] = []
     for settings in ANY_SIZE_OPTIONS if fixed else ({},):
         try:
             with torch.device("meta"):
@@ -145,21 +143,20 @@ def find_settings(name: str, in_channels: int, options: dict[str, Any]) -> tuple
             if not settings:
                 raise UserError(f"timm/{name} cannot be built with {options}: {error}") from error
             continue
-        side = int((probe.pretrained_cfg.get("input_size") or (3, 224, 224))[-1])
-        given = options.get("img_size", side)
-        side = given if isinstance(given, int) else max(given)
+        side = options.get("img_size", (probe.pretrained_cfg.get("input_size") or (3, 224, 224))[-1])
+        side = side if isinstance(side, int) else max(side)
         patch = int(max(probe.feature_info.reduction()))
         own_size = side if fixed and not settings else None
         try:
-            found = measure(probe, in_channels, (1, patch, 32, 64, side), name=f"timm/{name}", own_size=own_size)
+            return (
+                settings,
+                probe,
+                measure(probe, in_channels, (1, patch, 32, 64, side), name=f"timm/{name}", own_size=own_size),
+            )
         except UserError:
             if not settings:
                 raise
-            continue
-        usable.append((settings, probe, found))
-        break
-    assert usable
-    return usable[0]
+    raise AssertionError("the last settings, none, either give a measurement or an error")
 
 
 def create(

@@ -18,7 +18,14 @@ from backbones.base import Backbone
 from backbones.conversions import adapt_channels
 from backbones.errors import UserError, did_you_mean
 from backbones.norms import check_conversion, convert_batch_norms
-from backbones.weights import WEIGHT_FILE_SUFFIXES, check_fit, download_torchvision_weights, load_backbone_weights, load_tensors
+from backbones.weights import (
+    WEIGHT_FILE_SUFFIXES,
+    LoadReport,
+    check_fit,
+    download_torchvision_weights,
+    load_backbone_weights,
+    load_tensors,
+)
 from backbones.zoos.measured import MODEL_ERRORS, MeasuredBackbone, choose, measure, stages_by_map
 
 MULTIPLES = (1, 32, 64, 128)
@@ -93,9 +100,8 @@ def build(
     stage_of = stages_by_map(everything, in_channels, measurement, lambda key: not key.startswith(f"{first_block}."))
     body = create_feature_extractor(model, return_nodes={nodes[found.index]: level for level, found in chosen.items()})
     body.in_channels = in_channels
-    if weights is not None:
-        load(body, weights, name, in_channels)
-    return MeasuredBackbone(
+    report = load(body, weights, name, in_channels) if weights is not None else None
+    backbone = MeasuredBackbone(
         convert_batch_norms(body, norm),
         chosen,
         in_channels=in_channels,
@@ -104,6 +110,8 @@ def build(
         stage_of=stage_of,
         name=title,
     )
+    backbone.weights_report = report
+    return backbone
 
 
 def create(name: str, options: dict[str, Any]) -> nn.Module:
@@ -185,15 +193,14 @@ def replace_first_convolution(model: Any, in_channels: int, title: str) -> None:
     raise UserError(f"{title} takes images of 3 channels only: it does not begin with a convolution of 3 channels.")
 
 
-def load(body: nn.Module, weights: str, name: str, in_channels: int) -> None:
+def load(body: nn.Module, weights: str, name: str, in_channels: int) -> LoadReport | None:
     """Load weights that torchvision publishes, or a file, into a classifier's body; its head is left out.
 
     Raises:
         UserError: they cannot be had, or do not fit.
     """
     if Path(weights).suffix in WEIGHT_FILE_SUFFIXES or "/" in weights or Path(weights).exists():
-        load_backbone_weights(body, weights)
-        return
+        return load_backbone_weights(body, weights)
     state_dict = download_torchvision_weights(name, weights)
     own = body.state_dict()
     fitting = {key: value for key, value in state_dict.items() if key in own}
@@ -202,6 +209,7 @@ def load(body: nn.Module, weights: str, name: str, in_channels: int) -> None:
             fitting[key] = adapt_channels(value, in_channels)
     check_fit(body, fitting, source=f"{name}'s weights {weights}")
     load_tensors(body, fitting)
+    return None
 
 
 def _line(error: Exception) -> str:
