@@ -7,6 +7,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+MMDET := tests/requirements-mmdet.txt
 PACKAGES := backbones heads engine tools tests benchmarks setup.py
 
 .PHONY: quickstart test check format install clean
@@ -31,18 +32,21 @@ format: $(VENV)/.installed
 
 install: $(VENV)/.installed
 
-$(VENV)/.installed: setup.py
+$(VENV)/.installed: setup.py $(MMDET)
 	@if command -v uv > /dev/null; then \
 		echo "Installing with uv"; \
 		test -x $(BIN)/python || uv venv --quiet --python $(PYTHON) $(VENV); \
 		uv pip install --quiet --python $(BIN)/python -e '.[dev]'; \
+		uv pip install --quiet --python $(BIN)/python --no-deps -r $(MMDET); \
 	else \
 		test -x $(BIN)/python || $(PYTHON) -m venv $(VENV); \
 		if $(BIN)/python -m pip install --quiet uv; then \
 			echo "Installing with uv, itself installed into $(VENV)"; \
 			$(BIN)/uv pip install --quiet --python $(BIN)/python -e '.[dev]'; \
+			$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps -r $(MMDET); \
 		else \
 			echo "Installing with pip"; $(BIN)/python -m pip install --quiet -e '.[dev]'; \
+			$(BIN)/python -m pip install --quiet --no-deps -r $(MMDET); \
 		fi; \
 	fi
 	@touch $@

@@ -10,7 +10,8 @@ TEST = [
     "pytest-xdist>=3.6",
     "hypothesis>=6.100",
     "transformers>=4.50",
-    "segmentation-models-pytorch>=0.5",
+    "segmentation-models-pytorch>=0.6",
+    "scipy>=1.11",
     "scikit-image>=0.24",
 ]
 

@@ -352,6 +352,8 @@ class Run:
         assert isinstance(backbone, Backbone)
         for text in backbone.describe_stages():
             line(f"  {text}")
+        if config.model.backbone.weights is None and not all(parameter.requires_grad for parameter in backbone.parameters()):
+            line("  frozen at random: there are no weights. Set model.backbone.weights, or leave out trainable_layers")
         report = backbone.weights_report or getattr(getattr(backbone, "body", None), "weights_report", None)
         for text in report.lines() if report is not None else ():
             line(text)

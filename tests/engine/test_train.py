@@ -14,6 +14,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import Tensor
 
 import engine.train
+from backbones import build_backbone
 from backbones.errors import UserError
 from engine.build import build_model
 from engine.checkpoint import load_checkpoint
@@ -435,3 +436,18 @@ def test_training_that_diverges_stops_and_says_where(make_config, tmp_path):
     assert "nan" in message or "inf" in message
     assert "optimizer.lr (now 1000000000.0)" in message
     assert "clip_grad_norm" in message
+
+
+@pytest.mark.parametrize("trainable_layers", [1, 5])
+def test_stages_frozen_at_random_values_are_said(trainable_layers, make_config, capsys):
+    train(make_config(f"model.backbone.trainable_layers={trainable_layers}"))
+    assert ("frozen at random" in capsys.readouterr().out) == (trainable_layers == 1)
+
+
+def test_what_became_of_the_weights_is_said(make_config, tmp_path, capsys):
+    path = tmp_path / "weights.pth"
+    torch.save(build_backbone("resnet18", norm="gn").state_dict() | {"fc.weight": torch.zeros(3, 512)}, path)
+    train(make_config(f"model.backbone.weights={path}"))
+    out = capsys.readouterr().out
+    assert f"{path}: " in out
+    assert "ignored, classifier: fc.weight" in out
