@@ -128,8 +128,12 @@ def build(
     )
 
 
-def find_settings(name: str, in_channels: int, options: dict[str, Any]) -> tuple[dict[str, Any], Any, Measurement]:
-    """The options with which a model takes images of any size, the model on the meta device, and what was measured of it.
+def find_settings(
+    name: str, in_channels: int, options: dict[str, Any], *, device: str = "meta"
+) -> tuple[dict[str, Any], Any, Measurement]:
+    """The options with which a model takes images of any size, the model on a device, and what was measured of it.
+
+    On the meta device that takes neither memory nor arithmetic; models that look at values are measured on the default one.
 
     Raises:
         UserError: it gives no maps, or takes no image but of one size; the message says what was measured.
@@ -137,7 +141,7 @@ def find_settings(name: str, in_channels: int, options: dict[str, Any]) -> tuple
     fixed = bool((timm.get_pretrained_cfg(name) or timm.models.PretrainedCfg()).fixed_input_size)
     for settings in ANY_SIZE_OPTIONS if fixed else ({},):
         try:
-            with torch.device("meta"):
+            with torch.device(device):
                 probe = create(name, in_channels, settings | options, {})
         except TypeError as error:
             if not settings:
@@ -153,7 +157,13 @@ def find_settings(name: str, in_channels: int, options: dict[str, Any]) -> tuple
                 probe,
                 measure(probe, in_channels, (1, patch, 32, 64, side), name=f"timm/{name}", own_size=own_size),
             )
-        except UserError:
+        except UserError as error:
+            if device == "meta" and "meta tensor" in str(error):
+                if torch.get_default_device().type == "meta":
+                    raise UserError(
+                        f"timm/{name} cannot be built on the meta device: it looks at the values of tensors."
+                    ) from error
+                return find_settings(name, in_channels, options, device=str(torch.get_default_device()))
             if not settings:
                 raise
     raise AssertionError("the last settings, none, either give a measurement or an error")
