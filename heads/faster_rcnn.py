@@ -4,13 +4,11 @@ from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHe
 from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
 from torchvision.models.detection.rpn import RPNHead
 
-from backbones import Backbone, UserError
+from backbones import Backbone
 from heads.anchors import anchor_generator, feature_levels, roi_pool
-from heads.rcnn_parts import DetectionTransform, RegionProposalNetwork, RoIHeads
+from heads.rcnn_parts import RegionProposalNetwork, RoIHeads
 from heads.registry import register_detector
-
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
+from heads.transform import detection_transform
 
 
 @register_detector("faster_rcnn")
@@ -98,26 +96,12 @@ def faster_rcnn(
         nms_thresh=box_nms_thresh,
         detections_per_img=box_detections_per_img,
     )
-    transform = DetectionTransform(
-        min_size,
-        max_size,
-        channel_constants("image_mean", image_mean, IMAGENET_MEAN, backbone.in_channels),
-        channel_constants("image_std", image_std, IMAGENET_STD, backbone.in_channels),
+    transform = detection_transform(
+        backbone,
+        min_size=min_size,
+        max_size=max_size,
+        image_mean=image_mean,
+        image_std=image_std,
         resize_in_training=resize_in_training,
     )
     return GeneralizedRCNN(backbone, rpn, roi_heads, transform)
-
-
-def channel_constants(option: str, given: list[float] | None, imagenet: tuple[float, ...], in_channels: int) -> list[float]:
-    """A number for each channel of an image: those given, or ImageNet's, or their mean where images are not of three channels.
-
-    Raises:
-        UserError: another number of them is given than the images have channels.
-    """
-    if given is None:
-        return list(imagenet) if in_channels == 3 else [sum(imagenet) / 3] * in_channels
-    if len(given) != in_channels:
-        raise UserError(
-            f"{option} has {len(given)} numbers, but the backbone takes images of {in_channels} channels: give one for each."
-        )
-    return list(given)

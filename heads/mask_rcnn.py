@@ -12,7 +12,7 @@ from heads.rcnn_parts import RoIHeads
 from heads.registry import register_detector
 
 
-@register_detector("mask_rcnn", inherits=faster_rcnn)
+@register_detector("mask_rcnn", inherits=faster_rcnn, besides_boxes=["masks"])
 def mask_rcnn(
     backbone: Backbone,
     num_classes: int,

@@ -1,51 +1,15 @@
-"""The parts of torchvision's R-CNNs with what they lack: resized and uint8 input, crowd regions, seeded sampling."""
+"""The parts of torchvision's R-CNNs with what they lack: crowd regions and seeded sampling."""
 
 from typing import Any
 
-import torch
 from torch import Tensor
-from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.roi_heads import RoIHeads as TorchvisionRoIHeads
 from torchvision.models.detection.rpn import RegionProposalNetwork as TorchvisionRegionProposalNetwork
-from torchvision.models.detection.transform import GeneralizedRCNNTransform
 from torchvision.ops import box_iou
 
-from heads.crowd import in_crowd, set_crowd_apart
+from heads.crowd import in_crowd
 from heads.sampling import BalancedSampler
-
-Targets = list[dict[str, Tensor]]
-
-
-class DetectionTransform(GeneralizedRCNNTransform):
-    """torchvision's normalisation, resizing and padding of a list of images, which also takes uint8 images.
-
-    With `resize_in_training=False` training images are taken at the size they come in (the loader has resized them); in
-    evaluation they are always resized here, and predictions are given in the original image's pixels.
-    """
-
-    def __init__(
-        self,
-        min_size: int | list[int],
-        max_size: int,
-        image_mean: list[float],
-        image_std: list[float],
-        *,
-        resize_in_training: bool = True,
-    ) -> None:
-        super().__init__(min_size, max_size, image_mean, image_std, _skip_resize=not resize_in_training)
-
-    def forward(self, images: list[Tensor], targets: Targets | None = None) -> tuple[ImageList, Targets | None]:
-        """Images (C, H_i, W_i), uint8 or float in [0, 1] -> a padded batch, and targets whose crowd is set apart."""
-        image_list, targets = super().forward(images, targets)
-        if targets is not None:
-            targets = [set_crowd_apart(target) for target in targets]
-        return image_list, targets
-
-    def normalize(self, image: Tensor) -> Tensor:
-        """Subtract the mean and divide by the standard deviation; uint8 is scaled to [0, 1] first."""
-        if image.dtype == torch.uint8:
-            image = image.float() / 255
-        return super().normalize(image)
+from heads.transform import Targets
 
 
 class RegionProposalNetwork(TorchvisionRegionProposalNetwork):

@@ -1,7 +1,7 @@
 """Detectors by name."""
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 from torch import nn
 
@@ -9,11 +9,38 @@ from backbones import Backbone
 from backbones.registry import Registry
 
 DETECTORS: Registry[Callable[..., nn.Module]] = Registry("head")
-register_detector = DETECTORS.register
-# Those that are trained on masks.
-MASK_DETECTORS = {"mask_rcnn"}
+# What they are trained on and predict besides boxes: "masks", "keypoints".
+_BESIDES_BOXES: dict[str, tuple[str, ...]] = {}
+Detector = TypeVar("Detector", bound=Callable[..., nn.Module])
 # What `build_detector` itself passes to every constructor.
 STANDARD_OPTIONS = ("backbone", "num_classes")
+
+
+def register_detector(
+    name: str, *, inherits: Callable[..., Any] | None = None, besides_boxes: Sequence[str] = ()
+) -> Callable[[Detector], Detector]:
+    """Decorator that enters a detector under `name`.
+
+    Args:
+        inherits: the function that takes the options which the detector hands on as `**options`.
+        besides_boxes: what it is trained on and predicts besides boxes: "masks", "keypoints".
+
+    Raises:
+        UserError: the name is taken.
+    """
+
+    def decorate(constructor: Detector) -> Detector:
+        DETECTORS.register(name, inherits=inherits)(constructor)
+        _BESIDES_BOXES[name] = tuple(besides_boxes)
+        return constructor
+
+    return decorate
+
+
+def besides_boxes(name: str) -> tuple[str, ...]:
+    """What a registered detector is trained on and predicts besides boxes: some of "masks" and "keypoints"."""
+    DETECTORS.get(name)
+    return _BESIDES_BOXES.get(name, ())
 
 
 def list_detectors(pattern: str = "*") -> list[str]:
@@ -36,9 +63,3 @@ def build_detector(name: str, backbone: Backbone, num_classes: int, **options: A
     constructor = DETECTORS.get(name)
     DETECTORS.check_options(name, options, besides=STANDARD_OPTIONS)
     return constructor(backbone, num_classes, **options)
-
-
-def predicts_masks(name: str) -> bool:
-    """Whether a registered detector is trained on masks, so that the data set has to read them."""
-    DETECTORS.get(name)
-    return name in MASK_DETECTORS

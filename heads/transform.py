@@ -1,0 +1,84 @@
+"""What every detector does to images before its backbone: resizing, normalising and padding; uint8 and other channels too."""
+
+import torch
+from torch import Tensor
+from torchvision.models.detection.image_list import ImageList
+from torchvision.models.detection.transform import GeneralizedRCNNTransform
+
+from backbones import Backbone, UserError
+from heads.crowd import set_crowd_apart
+
+Targets = list[dict[str, Tensor]]
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+class DetectionTransform(GeneralizedRCNNTransform):
+    """torchvision's normalisation, resizing and padding of a list of images, which also takes uint8 images.
+
+    With `resize_in_training=False` training images are taken at the size they come in (the loader has resized them); in
+    evaluation they are always resized here, and predictions are given in the original image's pixels.
+    """
+
+    def __init__(
+        self,
+        min_size: int | list[int],
+        max_size: int,
+        image_mean: list[float],
+        image_std: list[float],
+        *,
+        resize_in_training: bool = True,
+    ) -> None:
+        super().__init__(min_size, max_size, image_mean, image_std, _skip_resize=not resize_in_training)
+
+    def forward(self, images: list[Tensor], targets: Targets | None = None) -> tuple[ImageList, Targets | None]:
+        """Images (C, H_i, W_i), uint8 or float in [0, 1] -> a padded batch, and targets whose crowd is set apart."""
+        image_list, targets = super().forward(images, targets)
+        if targets is not None:
+            targets = [set_crowd_apart(target) for target in targets]
+        return image_list, targets
+
+    def normalize(self, image: Tensor) -> Tensor:
+        """Subtract the mean and divide by the standard deviation; uint8 is scaled to [0, 1] first."""
+        if image.dtype == torch.uint8:
+            image = image.float() / 255
+        return super().normalize(image)
+
+
+def detection_transform(
+    backbone: Backbone,
+    *,
+    min_size: int | list[int],
+    max_size: int,
+    image_mean: list[float] | None,
+    image_std: list[float] | None,
+    resize_in_training: bool,
+) -> DetectionTransform:
+    """The transform of a detector on this backbone; its options are those of `faster_rcnn`.
+
+    Raises:
+        UserError: another number of means or deviations is given than the backbone's images have channels.
+    """
+    return DetectionTransform(
+        min_size,
+        max_size,
+        _channel_constants("image_mean", image_mean, IMAGENET_MEAN, backbone.in_channels),
+        _channel_constants("image_std", image_std, IMAGENET_STD, backbone.in_channels),
+        resize_in_training=resize_in_training,
+    )
+
+
+def _channel_constants(option: str, given: list[float] | None, imagenet: tuple[float, ...], in_channels: int) -> list[float]:
+    """A number for each channel of an image: those given, or ImageNet's, or their mean where images are not of three channels.
+
+    Raises:
+        UserError: another number of them is given than the images have channels.
+    """
+    if given is None:
+        return list(imagenet) if in_channels == 3 else [sum(imagenet) / 3] * in_channels
+    if len(given) != in_channels:
+        raise UserError(
+            f"{option} has {len(given)} numbers, but the backbone takes images of {in_channels} channels: give one for each."
+        )
+    return list(given)
