@@ -9,6 +9,7 @@ from torch import nn
 
 from backbones import build_fpn_backbone
 from backbones.errors import UserError
+from engine.coco_eval import IouType
 from engine.config import Config, DataSource
 from engine.data.annotations import load_annotations
 from engine.data.augmentations import RESIZING, build_transforms
@@ -18,13 +19,15 @@ from engine.data.sampler import GlobalBatchSampler, aspect_groups
 from engine.data.sources import DATASETS, CocoPaths, Split, find_paths
 from engine.distributed import World
 from heads import build_detector
+from heads.registry import besides_boxes
 
 
-def build_model(config: Config, *, num_classes: int, load_weights: bool) -> nn.Module:
+def build_model(config: Config, *, num_classes: int, load_weights: bool, num_keypoints: int = 0) -> nn.Module:
     """The detector of a config.
 
     Args:
         num_classes: number of classes, the background counted.
+        num_keypoints: keypoints of an object, for heads that predict them.
         load_weights: whether to load the backbone's weights; a checkpoint brings its own.
 
     Raises:
@@ -53,6 +56,7 @@ def build_model(config: Config, *, num_classes: int, load_weights: bool) -> nn.M
         min_size=evaluation_size(config),
         max_size=config.data.max_size,
         resize_in_training=False,
+        **({"num_keypoints": num_keypoints} if "keypoints" in besides_boxes(config.model.head.name) else {}),
         **config.model.head.options(),
     )
 
@@ -78,10 +82,10 @@ def evaluation_size(config: Config) -> int:
     return max(np.atleast_1d(config.data.min_size).tolist())
 
 
-def needs_masks(model: nn.Module) -> bool:
-    """Whether a detector is trained on masks."""
-    roi_heads = getattr(model, "roi_heads", None)
-    return roi_heads is not None and roi_heads.has_mask()
+def iou_types(config: Config) -> list[IouType]:
+    """What the predictions of a config's detector are scored as, boxes first."""
+    types: dict[str, IouType] = {"masks": "segm", "keypoints": "keypoints"}
+    return ["bbox", *(types[kind] for kind in besides_boxes(config.model.head.name))]
 
 
 def find_data(source: DataSource, *, split: Split, world: World | None = None) -> CocoPaths:
@@ -100,18 +104,25 @@ def find_data(source: DataSource, *, split: Split, world: World | None = None) -
     return paths
 
 
-def build_training_set(config: Config, *, with_masks: bool, world: World | None = None) -> CocoDataset:
-    """The augmented training set.
+def build_training_set(config: Config, *, world: World | None = None) -> CocoDataset:
+    """The augmented training set, with the masks or keypoints that the head is trained on.
 
     Raises:
-        UserError: files that are missing or malformed; masks that are needed and not there.
+        UserError: files that are missing or malformed; masks or keypoints that are needed and not there.
     """
     paths = find_data(config.data.train, split="train", world=world)
     annotations = load_annotations(paths.annotations)
+    kinds = besides_boxes(config.model.head.name)
+    with_masks, with_keypoints = "masks" in kinds, "keypoints" in kinds
     if with_masks and not annotations.has_masks:
         raise UserError(
             f"{paths.annotations} has no masks (`segmentation`), which {config.model.head.name} is trained on. "
             "Use model.head.name=faster_rcnn."
+        )
+    if with_keypoints and not (annotations.num_keypoints and annotations.keypoints[..., 2].any()):
+        raise UserError(
+            f"{paths.annotations} has no keypoints, which {config.model.head.name} is trained on: `keypoints`, their names, in "
+            "each category, and `keypoints`, x, y and visibility of each, in the annotations. Or use another head."
         )
     if not len(annotations.boxes):
         raise UserError(f"{paths.annotations} has no usable object: there is nothing to learn.")
@@ -121,8 +132,16 @@ def build_training_set(config: Config, *, with_masks: bool, world: World | None 
         [transform for step in steps for transform in build_transforms(step.name, step.options())],
         min_sizes=None if brings_to_size else np.atleast_1d(config.data.min_size).tolist(),
         max_size=config.data.max_size,
+        mirrored_keypoints=annotations.mirrored_keypoints if with_keypoints else None,
     )
-    return CocoDataset(paths.images, annotations, augmentation=augmentation, with_masks=with_masks, seed=config.seed)
+    return CocoDataset(
+        paths.images,
+        annotations,
+        augmentation=augmentation,
+        with_masks=with_masks,
+        with_keypoints=with_keypoints,
+        seed=config.seed,
+    )
 
 
 def build_validation_set(config: Config, *, world: World | None = None) -> CocoDataset:

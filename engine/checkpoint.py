@@ -42,7 +42,12 @@ class Checkpoint:
         Raises:
             UserError: the weights do not fit the config.
         """
-        model = build_model(config, num_classes=len(self.categories) + 1, load_weights=False)
+        model = build_model(
+            config,
+            num_classes=len(self.categories) + 1,
+            num_keypoints=max(len(category.keypoints) for category in self.categories),
+            load_weights=False,
+        )
         check_fit(model, self.model, source=str(self.path))
         model.load_state_dict(self.model)
         return model.eval()
@@ -79,7 +84,9 @@ def save_checkpoint(
         "format": FORMAT,
         "model": {key: value.detach().cpu() for key, value in model.items()},
         "config": config.model_dump(),
-        "categories": [{"id": category.id, "name": category.name} for category in categories],
+        "categories": [
+            {"id": category.id, "name": category.name, "keypoints": list(category.keypoints)} for category in categories
+        ],
         "training": training,
     }
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -108,7 +115,7 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
         )
     if content["format"] != FORMAT:
         raise UserError(f"{path} has checkpoint format {content['format']}; this version reads {FORMAT}.")
-    categories = [Category(category["id"], category["name"]) for category in content["categories"]]
+    categories = [Category(c["id"], c["name"], tuple(c.get("keypoints", ()))) for c in content["categories"]]
     return Checkpoint(path, content["model"], content["config"], categories, content.get("training"))
 
 

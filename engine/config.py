@@ -110,7 +110,7 @@ class HeadConfig(Choice):
 
     @model_validator(mode="after")
     def _check(self) -> "HeadConfig":
-        given_elsewhere = ("backbone", "num_classes", "min_size", "max_size", "resize_in_training")
+        given_elsewhere = ("backbone", "num_classes", "min_size", "max_size", "resize_in_training", "num_keypoints")
         check_choice(self, DETECTORS, besides=given_elsewhere)
         return self
 
@@ -217,6 +217,8 @@ class EvalConfig(Section):
     backend: Literal["hotcoco", "pycocotools"] = "hotcoco"
     pictures: Annotated[int, Field(ge=0)] = 16
     """Validation images drawn with their truth and predictions, once training has ended."""
+    keypoint_sigmas: list[PositiveFloat] | None = None
+    """How exactly each keypoint can be placed, as a share of the object's size. Left out: COCO's for 17, else 0.05 each."""
     picture_score: Fraction = 0.5
     """Predictions below this score are not drawn."""
 

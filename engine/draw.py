@@ -52,7 +52,8 @@ def draw_instances(
     Args:
         image: uint8, a (C, H, W) tensor or an (H, W, C) or (H, W) array; C is 1, or 3 and more, of which 3 are shown.
         instances: torchvision's dict: `boxes` (N, 4) xyxy in pixels of the image, `labels` (N,), and optionally
-            `scores` (N,), `masks` ((N, H, W) bool or uint8, or (N, 1, H, W) probabilities) and `iscrowd` (N,).
+            `scores` (N,), `masks` ((N, H, W) bool or uint8, or (N, 1, H, W) probabilities), `keypoints` (N, K, 3) of x, y and
+            visibility, and `iscrowd` (N,).
         class_names: the name of each label; index 0 is the background.
         score_threshold: what scores less is left out. Without `scores`, everything is drawn.
         min_side: least longer side of the picture, in pixels: small images are enlarged, so that names are legible.
@@ -96,8 +97,23 @@ def draw_instances(
             name = "" if one_class and crowded and not crowd[i] else class_names[labels[i]]
             score = "" if scores is None else f"  {scores[i]:.2f}"
             tags.append((rect, name, score + " (crowd)" * crowd[i], colours[i]))
+    for i in order if "keypoints" in instances else ():
+        points = instances["keypoints"][i].detach().double().cpu().numpy()
+        picture = _with_points(
+            picture, points[points[:, 2] > 0, :2] * np.array(canvas.size) / pixels.shape[1::-1], colours[i], line
+        )
     font_size = min(max(canvas.size) / 48, 28) * (1 - 0.3 * min(len(order) / _CROWDED, 1))
     return _with_tags(picture, tags, max(9, round(font_size)), may_cover=0 if crowded else 0.3)
+
+
+def _with_points(picture: np.ndarray, points: np.ndarray, colour: Colour, line: int) -> np.ndarray:
+    """Discs at points (N, 2), xy in pixels of the picture, in a light ring so that they are seen on anything."""
+    canvas = Image.fromarray(picture)
+    draw = ImageDraw.Draw(canvas)
+    for x, y in points[np.isfinite(points).all(axis=1)].tolist():
+        for radius, fill in ((2.5 * line, _PAPER), (1.7 * line, colour)):
+            draw.ellipse((x - radius, y - radius, x + radius, y + radius), fill=fill)
+    return np.array(canvas)
 
 
 def side_by_side(

@@ -1,7 +1,7 @@
 """From a model and a data set to predictions, scores and files: exact over any number of processes."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,7 @@ from torch import nn
 
 from backbones.errors import UserError
 from engine.amp import autocast
-from engine.build import build_model, build_validation_set, needs_masks
+from engine.build import build_model, build_validation_set, iou_types
 from engine.checkpoint import load_checkpoint, load_detector_weights
 from engine.coco_eval import Backend, IouType, Score, load_ground_truth, score_results
 from engine.config_file import load_config
@@ -67,22 +67,31 @@ def predict_dataset(
 
 
 def score_predictions(
-    rows: Rows, annotations: Path, *, with_masks: bool, backend: Backend, output_dir: Path | None = None
+    rows: Rows,
+    annotations: Path,
+    *,
+    iou_types: Sequence[IouType],
+    backend: Backend,
+    keypoint_sigmas: Sequence[float] | None = None,
+    output_dir: Path | None = None,
 ) -> list[Score]:
-    """Score predictions, boxes and perhaps masks, and write results and scores into `output_dir`, if one is given.
+    """Score predictions as each of `iou_types`, and write results and scores into `output_dir`, if one is given.
 
-    Written: `bbox_results.json` and `segm_results.json` in COCO's results format, and `scores.json`: the numbers, and the AP of
-    each class.
+    Written: `bbox_results.json`, `segm_results.json`, `keypoints_results.json` in COCO's results format, and `scores.json`: the
+    numbers, and the AP of each class.
+
+    Raises:
+        UserError: another number of `keypoint_sigmas` is given than there are keypoints.
     """
     ground_truth = load_ground_truth(annotations)
     if output_dir is not None:
         make_folder(output_dir)
     scores = []
-    for iou_type in ("bbox", "segm") if with_masks else ("bbox",):
+    for iou_type in iou_types:
         results = rows_of_type(rows, iou_type)
         if output_dir is not None:
             (output_dir / f"{iou_type}_results.json").write_text(json.dumps(results))
-        scores.append(score_results(ground_truth, results, iou_type=iou_type, backend=backend))
+        scores.append(score_results(ground_truth, results, iou_type=iou_type, backend=backend, keypoint_sigmas=keypoint_sigmas))
     if output_dir is not None:
         content = {score.iou_type: {"stats": score.stats, "per_class": score.per_class} for score in scores}
         (output_dir / "scores.json").write_text(json.dumps({"backend": backend, **content}, indent=2))
@@ -131,7 +140,10 @@ def evaluate_detector(
             checkpoint.check_categories(dataset.annotations)
             model = checkpoint.build_model(config)
         else:
-            model = build_model(config, num_classes=len(dataset.annotations.class_names), load_weights=False)
+            table = dataset.annotations
+            model = build_model(
+                config, num_classes=len(table.class_names), num_keypoints=table.num_keypoints, load_weights=False
+            )
         if weights is not None:
             load_detector_weights(model, weights, dataset.annotations)
         reporter.line(f"{weights or source} on {len(dataset)} images of {dataset.annotations.path}")
@@ -150,7 +162,8 @@ def evaluate_detector(
         scores = score_predictions(
             rows,
             dataset.annotations.path,
-            with_masks=needs_masks(model),
+            iou_types=iou_types(config),
+            keypoint_sigmas=config.eval.keypoint_sigmas,
             backend=config.eval.backend,
             output_dir=Path(output_dir) if output_dir else None,
         )

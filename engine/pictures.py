@@ -29,6 +29,8 @@ def draw_predictions(
     for index, picture in zip(indices, pictures, strict=True):
         image = dataset.read_image(index)
         truth = {key: torch.from_numpy(column) for key, column in dataset.instances(index).items()}
+        if table.num_keypoints and any("keypoints" in row for row in rows):
+            truth["keypoints"] = torch.from_numpy(table.keypoints[table.offsets[index] : table.offsets[index + 1]])
         if any(table.segmentations[table.offsets[index] : table.offsets[index + 1]]):
             truth["masks"] = _truth_masks(dataset, int(index))
         predicted = to_instances(of_image[int(table.image_ids[index])], table.categories)
@@ -41,7 +43,7 @@ def draw_predictions(
 
 
 def to_instances(rows: list[dict[str, Any]], categories: list[Category]) -> dict[str, Tensor]:
-    """COCO results rows of one image -> torchvision's dict: boxes (N, 4) xyxy pixels, labels, scores, any masks (N, H, W)."""
+    """COCO results rows of one image -> torchvision's dict: boxes (N, 4) xyxy pixels, labels, scores, masks, keypoints."""
     label_of = {category.id: label for label, category in enumerate(categories, start=1)}
     boxes = torch.tensor([row["bbox"] for row in rows], dtype=torch.float32).reshape(-1, 4)
     boxes[:, 2:] += boxes[:, :2]
@@ -52,6 +54,10 @@ def to_instances(rows: list[dict[str, Any]], categories: list[Category]) -> dict
     }
     if rows and "segmentation" in rows[0]:
         instances["masks"] = torch.from_numpy(np.stack([_decode(row["segmentation"]) for row in rows]))
+    if rows and "keypoints" in rows[0]:
+        most = max(len(row["keypoints"]) for row in rows)
+        padded = [row["keypoints"] + [0.0] * (most - len(row["keypoints"])) for row in rows]
+        instances["keypoints"] = torch.tensor(padded, dtype=torch.float32).reshape(len(rows), -1, 3)
     return instances
 
 

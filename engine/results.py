@@ -16,7 +16,8 @@ from engine.data.masks import encode_mask
 def to_rows(image_id: int, prediction: dict[str, Tensor], categories: Sequence[Category]) -> list[dict[str, Any]]:
     """A prediction of torchvision's kind -> a row for each object, with the data set's own category ids.
 
-    Takes boxes (N, 4) xyxy pixels, labels (N,), scores (N,), and perhaps masks (N, 1, H, W) of probabilities, cut at 0.5.
+    Takes boxes (N, 4) xyxy pixels, labels (N,), scores (N,), and perhaps masks (N, 1, H, W) of probabilities, cut at 0.5, and
+    keypoints (N, K, 3), of which an object has as many as its category.
     """
     boxes = prediction["boxes"].double().cpu()
     boxes[:, 2:] -= boxes[:, :2]  # xyxy -> xywh
@@ -28,13 +29,20 @@ def to_rows(image_id: int, prediction: dict[str, Tensor], categories: Sequence[C
         masks = (prediction["masks"][:, 0] > 0.5).byte().cpu().numpy()
         for row, mask in zip(rows, masks, strict=True):
             row["segmentation"] = encode_mask(mask)
+    if "keypoints" in prediction:
+        for row, points, label in zip(rows, prediction["keypoints"].tolist(), prediction["labels"].tolist(), strict=True):
+            count = len(categories[label - 1].keypoints)
+            row["keypoints"] = [number for point in points[:count] for number in point]
     return rows
 
 
+FIELDS = {"bbox": "bbox", "segm": "segmentation", "keypoints": "keypoints"}  # what a row of each type holds
+
+
 def rows_of_type(rows: Sequence[dict[str, Any]], iou_type: str) -> list[dict[str, Any]]:
-    """The rows as COCO's format has them for boxes or for masks: with only the one or the other."""
-    unwanted = {"bbox": "segmentation", "segm": "bbox"}[iou_type]
-    return [{key: value for key, value in row.items() if key != unwanted} for row in rows]
+    """The rows as COCO's format has them for boxes, masks or keypoints: with only the one of them; rows without it left out."""
+    unwanted = set(FIELDS.values()) - {FIELDS[iou_type]}
+    return [{key: value for key, value in row.items() if key not in unwanted} for row in rows if row.get(FIELDS[iou_type])]
 
 
 def read_results(path: str | Path, *, iou_type: str) -> list[dict[str, Any]]:
@@ -52,7 +60,7 @@ def read_results(path: str | Path, *, iou_type: str) -> list[dict[str, Any]]:
         raise UserError(f"{path} is no JSON: {error}.") from None
     if not isinstance(rows, list):
         raise UserError(f"{path} must hold a list of results, one for each detected object, not a {type(rows).__name__}.")
-    field = {"bbox": "bbox", "segm": "segmentation", "keypoints": "keypoints"}[iou_type]
+    field = FIELDS[iou_type]
     for i, row in enumerate(rows):
         for name in ("image_id", "category_id", "score", field):
             if not isinstance(row, dict) or name not in row:

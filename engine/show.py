@@ -7,7 +7,6 @@ from engine.config import Config
 from engine.draw import save_picture
 from engine.files import make_folder
 from engine.pictures import draw_samples
-from heads.registry import predicts_masks
 
 
 def show_samples(config: Config, output: str, *, count: int, epoch: int = 0) -> None:
@@ -17,7 +16,7 @@ def show_samples(config: Config, output: str, *, count: int, epoch: int = 0) -> 
         UserError: the data cannot be read.
     """
     make_folder(Path(output).parent)
-    dataset = build_training_set(config, with_masks=predicts_masks(config.model.head.name))
+    dataset = build_training_set(config)
     save_picture(draw_samples(dataset, count=count, epoch=epoch), Path(output))
     table = dataset.annotations
     print(f"{min(count, len(dataset))} of {len(dataset)} training samples, as in epoch {epoch}: {output}")

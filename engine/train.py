@@ -20,7 +20,7 @@ from engine.build import (
     build_training_set,
     build_validation_set,
     check_processes,
-    needs_masks,
+    iou_types,
 )
 from engine.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from engine.coco_eval import Score
@@ -35,7 +35,6 @@ from engine.files import make_folder
 from engine.pictures import draw_predictions
 from engine.progress import Reporter, Speed, clock, peak_memory_gb
 from engine.tracking import JsonlTracker, TensorBoardTracker, Tracker
-from heads.registry import predicts_masks
 
 
 def train(config: Config, *, resume: str | None = None) -> list[Score]:
@@ -126,7 +125,7 @@ class Run:
 
     def _build(self) -> tuple[CocoDataset, CocoDataset, nn.Module]:
         config, world = self.config, self.world
-        training_set = build_training_set(config, with_masks=predicts_masks(config.model.head.name), world=world)
+        training_set = build_training_set(config, world=world)
         validation_set = build_validation_set(config, world=world)
         if training_set.annotations.categories != validation_set.annotations.categories:
             raise UserError(
@@ -135,7 +134,8 @@ class Run:
             )
         if not world.is_main:
             world.barrier()  # the main process downloads the weights; the others find them in the cache
-        model = build_model(config, num_classes=len(training_set.annotations.class_names), load_weights=True)
+        table = training_set.annotations
+        model = build_model(config, num_classes=len(table.class_names), num_keypoints=table.num_keypoints, load_weights=True)
         if world.is_main:
             world.barrier()
         memory_format = torch.channels_last if config.train.channels_last else torch.contiguous_format
@@ -235,7 +235,8 @@ class Run:
             scores = score_predictions(
                 rows,
                 self.validation_set.annotations.path,
-                with_masks=needs_masks(self.model),
+                iou_types=iou_types(config),
+                keypoint_sigmas=config.eval.keypoint_sigmas,
                 backend=config.eval.backend,
                 output_dir=self.folder / "eval",
             )
@@ -245,7 +246,7 @@ class Run:
             record: dict[str, Any] = {"epoch": epoch, "seconds": round(seconds, 1)}
             record |= {score.iou_type: {**score.stats, "per_class": score.per_class} for score in scores}
             self._track("eval", record)
-            # Masks, where there are any, are what the model is for.
+            # Masks or keypoints, where there are any, are what the model is for.
             if scores[-1].stats["AP"] > self.best:
                 self.best = scores[-1].stats["AP"]
                 self._save("best.pt", for_resume=False)

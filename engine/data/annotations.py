@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from backbones.errors import UserError
+from engine.data.keypoints import keypoint_names, keypoints_of, mirrored
 from engine.data.masks import has_mask, mask_area, to_rle
 
 
@@ -18,6 +19,7 @@ class Category:
 
     id: int
     name: str
+    keypoints: tuple[str, ...] = ()  # names of the points that are marked on each object of the class
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,7 @@ class Annotations:
     iscrowd: np.ndarray  # (N,) int64
     annotation_ids: np.ndarray  # (N,) int64
     segmentations: list[Any]  # (N,), as in the file
+    keypoints: np.ndarray  # (N, K, 3) float32: x, y in pixels, visibility (0: not labelled); K is the most any class has
     num_dropped: int  # annotations left out because their box has no width or height within the image
 
     def __len__(self) -> int:
@@ -46,6 +49,19 @@ class Annotations:
     def class_names(self) -> list[str]:
         """Names by label; label 0 is the background."""
         return ["background", *(category.name for category in self.categories)]
+
+    @property
+    def num_keypoints(self) -> int:
+        """Keypoints of an object: the most that any class has."""
+        return self.keypoints.shape[1]
+
+    @property
+    def mirrored_keypoints(self) -> np.ndarray:
+        """(labels, K) int64: for each label and keypoint, the place of the one it becomes in a mirror."""
+        table = np.tile(np.arange(self.num_keypoints), (len(self.categories) + 1, 1))
+        for label, category in enumerate(self.categories, start=1):
+            table[label, : len(category.keypoints)] = mirrored(category.keypoints)
+        return table
 
     @property
     def has_masks(self) -> bool:
@@ -110,7 +126,11 @@ def load_annotations(path: str | Path) -> Annotations:
         UserError: as `read_coco_json`; also ids that name nothing, and boxes and masks that are malformed.
     """
     content = read_coco_json(path)
-    categories = [Category(c["id"], str(c["name"])) for c in sorted(content["categories"], key=lambda c: c["id"])]
+    categories = [
+        Category(c["id"], str(c["name"]), keypoint_names(c, str(path)))
+        for c in sorted(content["categories"], key=lambda c: c["id"])
+    ]
+    num_keypoints = max(len(category.keypoints) for category in categories)
     label_of = {category.id: label for label, category in enumerate(categories, start=1)}
     images = content["images"]
     place_of = {image["id"]: place for place, image in enumerate(images)}
@@ -137,7 +157,8 @@ def load_annotations(path: str | Path) -> Annotations:
         check_segmentation(segmentation, where)
         label, crowd = label_of[annotation["category_id"]], crowd_flag(annotation, where)
         area = object_area(annotation, height, width, where)
-        rows[place].append((box, label, area, crowd, annotation["id"], segmentation))
+        points = keypoints_of(annotation, categories[label - 1].keypoints, num_keypoints, where)
+        rows[place].append((box, label, area, crowd, annotation["id"], segmentation, points))
 
     flat = [row for image_rows in rows for row in image_rows]
     return Annotations(
@@ -154,6 +175,7 @@ def load_annotations(path: str | Path) -> Annotations:
         iscrowd=np.array([row[3] for row in flat], np.int64),
         annotation_ids=np.array([row[4] for row in flat], np.int64),
         segmentations=[row[5] for row in flat],
+        keypoints=np.array([row[6] for row in flat], np.float32).reshape(len(flat), num_keypoints, 3),
         num_dropped=num_dropped,
     )
 

@@ -21,14 +21,16 @@ class CocoDataset(Dataset[Sample]):
     """Images and their instances.
 
     `dataset[index]` is the sample of epoch 0, `dataset[epoch, index]` that of another epoch: image uint8 (3, H, W), and
-    torchvision's target: boxes (N, 4) float32 xyxy pixels, labels (N,) int64 from 1, image_id, area (N,), iscrowd (N,), masks
-    (N, H, W) uint8 if asked for; and `seed`, from which the heads draw what they sample in this image.
+    torchvision's target: boxes (N, 4) float32 xyxy pixels, labels (N,) int64 from 1, image_id, area (N,), iscrowd (N,); if
+    asked for, masks (N, H, W) uint8 and keypoints (N, K, 3) float32 (x, y in pixels, visibility); and `seed`, from which the
+    heads draw what they sample in this image.
 
     Args:
         images: the folder the file names are in.
         annotations: what to read from it.
         augmentation: applied to each sample; None gives the image as it is.
         with_masks: whether targets carry masks.
+        with_keypoints: whether targets carry keypoints.
         seed: of the random choices.
     """
 
@@ -39,12 +41,14 @@ class CocoDataset(Dataset[Sample]):
         *,
         augmentation: Augmentation | None = None,
         with_masks: bool = False,
+        with_keypoints: bool = False,
         seed: int = 0,
     ) -> None:
         self.images = images
         self.annotations = annotations
         self.augmentation = augmentation
         self.with_masks = with_masks
+        self.with_keypoints = with_keypoints
         self.seed = seed
 
     def __len__(self) -> int:
@@ -85,7 +89,7 @@ class CocoDataset(Dataset[Sample]):
         return image
 
     def instances(self, index: int) -> dict[str, np.ndarray]:
-        """The columns of image `index`: boxes, labels, area, iscrowd, and masks if asked for (objects without a mask left out).
+        """The columns of image `index`: boxes, labels, area, iscrowd; masks (objects without one go), keypoints if asked for.
 
         Raises:
             UserError: a mask is malformed; the message names the annotation.
@@ -104,7 +108,11 @@ class CocoDataset(Dataset[Sample]):
             "area": table.areas[rows],
             "iscrowd": table.iscrowd[rows],
         }
-        return columns if masks is None else {**columns, "masks": masks}
+        if masks is not None:
+            columns["masks"] = masks
+        if self.with_keypoints:
+            columns["keypoints"] = table.keypoints[rows]
+        return columns
 
     def _mask(self, index: int, row: int) -> np.ndarray:
         table = self.annotations

@@ -29,6 +29,16 @@ class _Resize(A.DualTransform):
     def apply_to_bboxes(self, bboxes: np.ndarray, **params: Any) -> np.ndarray:
         return bboxes
 
+    def apply_to_keypoints(self, keypoints: np.ndarray, factors: tuple[float, float], **params: Any) -> np.ndarray:
+        moved = keypoints.copy()
+        moved[:, :2] *= factors
+        return moved
+
+    @staticmethod
+    def _to(new: tuple[int, int], old: tuple[int, int]) -> dict[str, Any]:
+        """The parameters of a resize from one (height, width) to another; keypoints are scaled as torchvision does."""
+        return {"shape": new, "factors": (new[1] / old[1], new[0] / old[0])}
+
 
 class ResizeShorterSide(_Resize):
     """Resize to a shorter side drawn from `min_sizes`, in pixels, the longer side kept within `max_size`."""
@@ -41,7 +51,7 @@ class ResizeShorterSide(_Resize):
     def get_params_dependent_on_data(self, params: dict[str, Any], data: dict[str, Any]) -> dict[str, Any]:
         height, width = params["shape"][:2]
         min_size = self.py_random.choice(self.min_sizes)
-        return {"shape": resized_shape(height, width, min_size=min_size, max_size=self.max_size)}
+        return self._to(resized_shape(height, width, min_size=min_size, max_size=self.max_size), (height, width))
 
 
 class ScaleJitter(_Resize):
@@ -56,4 +66,4 @@ class ScaleJitter(_Resize):
     def get_params_dependent_on_data(self, params: dict[str, Any], data: dict[str, Any]) -> dict[str, Any]:
         height, width = params["shape"][:2]
         scale = self.py_random.uniform(self.min_scale, self.max_scale) * self.size / max(height, width)
-        return {"shape": (max(1, round(height * scale)), max(1, round(width * scale)))}
+        return self._to((max(1, round(height * scale)), max(1, round(width * scale))), (height, width))

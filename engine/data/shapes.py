@@ -2,7 +2,7 @@
 
 Circles, squares, triangles, stars and rings over textured backgrounds, with what COCO has and toy sets leave out:
 images with no object, objects hidden in part or cut by the border, crowd regions, polygons beside both forms of RLE,
-and category ids with gaps. Every image depends on (VERSION, split, index) alone.
+category ids with gaps, and keypoints. Every image depends on (DRAWING, split, index) alone.
 """
 
 import contextlib
@@ -22,8 +22,10 @@ import numpy as np
 from numpy.typing import NDArray
 from pycocotools import mask as coco_mask
 
-VERSION = 1  # part of the folder's name and of every seed: raise it when the rendering changes
+VERSION = 2  # part of the folder's name: raise it when anything written changes
+DRAWING = 1  # part of every seed: raise it when the images are to be other ones
 IMAGE_COUNTS = {"train": 360, "val": 80}
+KEYPOINTS = ["top", "right", "bottom", "left"]  # the outermost points of an object's outline
 CATEGORY_IDS = {"circle": 3, "square": 7, "triangle": 12, "star": 25, "ring": 40}  # gaps, so that readers must map them
 
 _SIZES = ((96, 96), (72, 96), (96, 72), (80, 96), (96, 80), (88, 96))  # (height, width), px
@@ -125,7 +127,16 @@ def _write_split(split: str, images_dir: Path, annotation_file: Path) -> None:
         "licenses": [{"id": 1, "name": "CC0 1.0", "url": "https://creativecommons.org/publicdomain/zero/1.0/"}],
         "images": images,
         "annotations": annotations,
-        "categories": [{"id": i, "name": name, "supercategory": "shape"} for name, i in CATEGORY_IDS.items()],
+        "categories": [
+            {
+                "id": i,
+                "name": name,
+                "supercategory": "shape",
+                "keypoints": KEYPOINTS,
+                "skeleton": [[1, 2], [2, 3], [3, 4], [4, 1]],
+            }
+            for name, i in CATEGORY_IDS.items()
+        ],
     }
     annotation_file.write_text(json.dumps(content, separators=(",", ":")) + "\n", encoding="utf-8")
 
@@ -143,7 +154,7 @@ class _Scene:
 
 
 def _compose(split: str, index: int) -> _Scene:
-    rng = np.random.default_rng([VERSION, list(IMAGE_COUNTS).index(split), index])
+    rng = np.random.default_rng([DRAWING, list(IMAGE_COUNTS).index(split), index])
     height, width = _SIZES[rng.integers(len(_SIZES))]
     owner, reserved = np.full((height, width), -1, np.int16), np.zeros((height, width), np.bool_)
     scene = _Scene(_background(rng, height, width), owner, reserved)
@@ -327,16 +338,33 @@ def _annotate(scene: _Scene) -> Iterator[dict[str, Any]]:
         whole = len(outlines) == 1 and coco_mask.area(rles[number]) == area  # no hole, nothing hidden or cut off
         if whole and overlaps[number] >= _MIN_POLYGON_IOU and np.count_nonzero(overlaps) == 1:
             rles[number] = read  # so that box and area agree with the polygon, and no other polygon overlaps it
-            yield _annotation(kind, read, [polygon], iscrowd=0)
+            annotation = _annotation(kind, read, [polygon], iscrowd=0)
         else:
             rle = rles[number]
-            yield _annotation(kind, rle, {"size": list(size), "counts": rle["counts"].decode("ascii")}, iscrowd=0)
+            annotation = _annotation(kind, rle, {"size": list(size), "counts": rle["counts"].decode("ascii")}, iscrowd=0)
+        keypoints = _keypoints(outlines[0], scene.owner == number)
+        yield annotation | {"keypoints": keypoints, "num_keypoints": sum(visibility > 0 for visibility in keypoints[2::3])}
     if scene.crowd is not None:
         kind, mask = scene.crowd
         pixels = mask.ravel(order="F").tolist()
         runs = [len(list(run)) for _, run in itertools.groupby(pixels)]
         counts = [0, *runs] if pixels[0] else runs  # the first run is of zeros, even if there is none
         yield _annotation(kind, _encode(mask), {"size": list(size), "counts": counts}, iscrowd=1)
+
+
+def _keypoints(outline: Points, seen: Mask) -> list[float]:
+    """The outermost points as COCO writes them: x, y and 2 where it is seen, 1 where it is hidden, 0 outside the image."""
+    x, y = outline.T
+    numbers: list[float] = []
+    for point in (y.argmin(), x.argmax(), y.argmax(), x.argmin()):
+        column, row = int(x[point]), int(y[point])
+        if x[point] < 0 or y[point] < 0 or row >= seen.shape[0] or column >= seen.shape[1]:
+            numbers += [0.0, 0.0, 0]
+        else:
+            # A corner covers less than half of its pixel: the ones around it say whether it is seen.
+            around = seen[max(row - 1, 0) : row + 2, max(column - 1, 0) : column + 2]
+            numbers += [round(float(x[point]), 2), round(float(y[point]), 2), 2 if around.any() else 1]
+    return numbers
 
 
 def _encode(mask: Mask) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from engine.build import (
     check_processes,
     evaluation_size,
     find_data,
-    needs_masks,
+    iou_types,
 )
 from engine.data.sources import DATASETS, CocoPaths
 from engine.distributed import World
@@ -70,11 +70,20 @@ def test_the_model_is_what_the_config_says(make_config):
     assert model.roi_heads.detections_per_img == 7
     assert model.transform.min_size == (96,)
     assert model.transform.max_size == 200
-    assert not needs_masks(model)
+    assert iou_types(config) == ["bbox"]
 
 
-def test_a_mask_head_needs_masks(make_config):
-    assert needs_masks(build_model(make_config(*MASKS), num_classes=4, load_weights=True))
+@pytest.mark.parametrize(
+    ("head", "expected"),
+    [
+        ("mask_rcnn", ["bbox", "segm"]),
+        ("cascade_mask_rcnn", ["bbox", "segm"]),
+        ("keypoint_rcnn", ["bbox", "keypoints"]),
+        ("retinanet", ["bbox"]),
+    ],
+)
+def test_what_a_head_predicts_is_what_is_scored(head, expected, make_config):
+    assert iou_types(make_config("model.head={name: " + head + "}")) == expected
 
 
 def test_training_images_are_not_resized_again_and_others_are(make_config):
@@ -105,8 +114,8 @@ def test_evaluation_takes_the_largest_size(make_config, min_size, expected):
 
 
 def test_training_samples_are_augmented_and_validation_samples_are_the_files(make_config, toy_data):
-    config = make_config("data.min_size=32", "data.max_size=40", "seed=9")
-    training_set = build_training_set(config, with_masks=True)
+    config = make_config(*MASKS, "data.min_size=32", "data.max_size=40", "seed=9")
+    training_set = build_training_set(config)
     assert training_set.seed == 9
     for index in range(len(training_set)):
         image, target = training_set[index]
@@ -119,7 +128,7 @@ def test_training_samples_are_augmented_and_validation_samples_are_the_files(mak
 
 def test_a_step_that_brings_images_to_size_is_not_followed_by_another(make_config):
     config = make_config("data.augmentations=[{name: large_scale_jitter, size: 50}, {name: horizontal_flip}]")
-    training_set = build_training_set(config, with_masks=False)
+    training_set = build_training_set(config)
     assert {tuple(training_set[i][0].shape) for i in range(len(training_set))} == {(3, 50, 50)}
 
 
@@ -140,20 +149,23 @@ def change_data(toy_data, tmp_path):
 def test_a_mask_head_on_boxes_alone_is_refused_with_advice(make_config, change_data):
     config = make_config(*MASKS, data=change_data(segmentation=[]))
     with pytest.raises(UserError, match=r"changed\.json has no masks .*mask_rcnn.*model\.head\.name=faster_rcnn"):
-        build_training_set(config, with_masks=True)
-    build_training_set(config, with_masks=False)
+        build_training_set(config)
+    assert len(build_training_set(make_config(data=config.data.train.model_dump()))) == 7
+
+
+def test_a_keypoint_head_on_data_without_keypoints_is_refused_with_advice(make_config):
+    with pytest.raises(UserError, match="has no keypoints, which keypoint_rcnn is trained on: `keypoints`, their names"):
+        build_training_set(make_config("model.head={name: keypoint_rcnn}"))
 
 
 def test_data_without_a_usable_object_are_refused(make_config, change_data):
     config = make_config(data=change_data(bbox=[500, 500, 3, 3]))
     with pytest.raises(UserError, match=r"changed\.json has no usable object"):
-        build_training_set(config, with_masks=False)
+        build_training_set(config)
     assert len(build_validation_set(config)) == 7
 
 
-@pytest.mark.parametrize(
-    ("split", "build"), [("train", lambda c: build_training_set(c, with_masks=False)), ("val", build_validation_set)]
-)
+@pytest.mark.parametrize(("split", "build"), [("train", build_training_set), ("val", build_validation_set)])
 def test_missing_files_are_named_with_their_key(make_config, split, build):
     with pytest.raises(UserError, match=rf"data\.{split}\.images: there is no folder no/such"):
         build(make_config(f"data.{split}.images=no/such"))
@@ -161,7 +173,7 @@ def test_missing_files_are_named_with_their_key(make_config, split, build):
 
 def test_albumentations_mistakes_are_found_before_the_first_sample(make_config):
     with pytest.raises(UserError, match=r"no transform 'CLAHEE'\. Did you mean 'CLAHE'"):
-        build_training_set(make_config("data.augmentations=[{name: albumentations/CLAHEE}]"), with_masks=False)
+        build_training_set(make_config("data.augmentations=[{name: albumentations/CLAHEE}]"))
 
 
 @pytest.mark.parametrize(("is_main", "expected"), [(True, ["render val", "wait"]), (False, ["wait", "render val"])])
@@ -211,7 +223,7 @@ def test_batch_norm_is_not_synchronised_between_cpus(make_config, part):
 
 def test_the_sampler_follows_config_and_process(make_config):
     config = make_config("train.batch_size=4", "train.epochs=3", "train.accumulate=2", "seed=6")
-    dataset = build_training_set(config, with_masks=False)
+    dataset = build_training_set(config)
     samplers = [build_training_sampler(config, dataset, world(rank, 2), start_step=1) for rank in range(2)]
     assert [len(list(sampler)) for sampler in samplers] == [4, 4]  # (3 epochs of 1 step - 1) * 2 parts
     assert {len(batch) for sampler in samplers for batch in sampler} == {1}

@@ -77,7 +77,7 @@ def test_the_model_is_rebuilt_with_its_weights_in_evaluation_mode(saved, model):
 def test_a_checkpoint_is_plain_torch_that_needs_no_code_of_ours(saved, model):
     content = torch.load(saved, weights_only=True)
     assert_equal(content["model"], model.state_dict())
-    assert content["categories"][1] == {"id": 44, "name": "square"}
+    assert content["categories"][1] == {"id": 44, "name": "square", "keypoints": []}
     assert content["config"]["model"]["head"]["box_head_dim"] == 32
 
 

@@ -318,3 +318,42 @@ def test_both_backends_agree_on_every_class_of_the_published_results(shared, iou
 def test_a_score_prints_a_missing_number_as_cocos_tools_do():
     score = Score("bbox", {"APs": -1.0}, {})
     assert score.lines() == [" Average Precision  (AP) @[ IoU=0.50:0.95 | area= small | maxDets=100 ] = -1.000"]
+
+
+@pytest.mark.parametrize("backend", ["hotcoco", "pycocotools"])
+@pytest.mark.parametrize("sigmas", [None, [0.1, 0.02, 0.3, 0.05]])
+def test_keypoints_of_other_things_are_scored_as_pycocotools_does_with_their_sigmas(backend, sigmas, tmp_path):
+    rng = np.random.default_rng(3)
+    names = ["top", "right", "bottom", "left"]
+    truth = {
+        "images": [{"id": 1, "file_name": "x.jpg", "height": 300, "width": 300}],
+        "categories": [{"id": 4, "name": "kite", "keypoints": names}, {"id": 2, "name": "stone"}],
+        "annotations": [{"id": 99, "image_id": 1, "category_id": 2, "bbox": [0, 0, 9, 9]}],
+    }
+    rows = []
+    for i in range(12):
+        x, y, w, h = random_box(rng, 300, 300)
+        points = np.stack([rng.uniform(x, x + w, 4), rng.uniform(y, y + h, 4), [2, 2, 1, 0]], axis=1)
+        truth["annotations"].append(
+            {"id": i + 1, "image_id": 1, "category_id": 4, "bbox": [x, y, w, h], "keypoints": points.ravel().tolist()}
+        )
+        points[:, :2] += rng.normal(0, 0.04 * (w * h) ** 0.5, (4, 2))
+        rows.append({"image_id": 1, "category_id": 4, "score": float(rng.random()), "keypoints": points.ravel().tolist()})
+    (tmp_path / "truth.json").write_text(json.dumps(truth))
+    filled = load_ground_truth(tmp_path / "truth.json")
+    score = score_results(filled, rows, iou_type="keypoints", backend=backend, keypoint_sigmas=sigmas)
+    with contextlib.redirect_stdout(io.StringIO()):
+        ground_truth = COCO()
+        ground_truth.dataset = {**filled, "annotations": [dict(a) for a in filled["annotations"] if a["category_id"] == 4]}
+        ground_truth.createIndex()
+        evaluator = COCOeval(ground_truth, ground_truth.loadRes([dict(row) for row in rows]), "keypoints")
+        evaluator.params.kpt_oks_sigmas = np.array(sigmas or [0.05] * 4)
+        evaluator.params.catIds = [4]
+        evaluator.evaluate()
+        evaluator.accumulate()
+        evaluator.summarize()
+    assert 0.05 < evaluator.stats[0] < 0.95
+    assert list(score.stats.values()) == pytest.approx(evaluator.stats.tolist(), abs=1e-12)
+    assert list(score.per_class) == ["kite"]
+    with pytest.raises(UserError, match="keypoint_sigmas has 3 numbers, but an object has 4 keypoints"):
+        score_results(filled, rows, iou_type="keypoints", backend=backend, keypoint_sigmas=[0.1] * 3)

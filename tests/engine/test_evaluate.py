@@ -72,8 +72,9 @@ def test_a_model_that_knows_the_truth_scores_one_whatever_the_batches(dataset, b
     model = Oracle(dataset)
     rows = predict_dataset(model, dataset, world=ALONE, batch_size=batch_size, num_workers=num_workers)
     path, with_masks = dataset.annotations.path, dataset.with_masks
-    scores = score_predictions(rows, path, with_masks=with_masks, backend="hotcoco")
-    assert [score.iou_type for score in scores] == ["bbox", "segm"][: 1 + with_masks]
+    iou_types = ["bbox", "segm"][: 1 + with_masks]
+    scores = score_predictions(rows, path, iou_types=iou_types, backend="hotcoco")
+    assert [score.iou_type for score in scores] == iou_types
     for score in scores:
         assert score.stats["AP"] == pytest.approx(1)
         assert score.stats["AR100"] == pytest.approx(1)

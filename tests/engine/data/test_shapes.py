@@ -72,10 +72,10 @@ def test_racing_processes_leave_one_complete_folder_with_the_same_bytes(cache: P
         racers = [pool.submit(render_shapes, split, cache_dir=tmp_path) for split in SPLITS]
         for split, racer in zip(SPLITS, racers, strict=True):
             images, annotations = racer.result(timeout=120)
-            assert images == tmp_path / "shapes-v1" / split
-            assert annotations == tmp_path / "shapes-v1" / f"instances_{split}.json"
-    assert [path.name for path in tmp_path.iterdir()] == ["shapes-v1"]
-    assert digests(tmp_path / "shapes-v1") == digests(cache / "shapes-v1")
+            assert images == tmp_path / "shapes-v2" / split
+            assert annotations == tmp_path / "shapes-v2" / f"instances_{split}.json"
+    assert [path.name for path in tmp_path.iterdir()] == ["shapes-v2"]
+    assert digests(tmp_path / "shapes-v2") == digests(cache / "shapes-v2")
 
 
 def test_images_are_where_and_as_large_as_stated(coco: dict[str, Any], cache: Path) -> None:
@@ -220,13 +220,13 @@ def test_the_loser_of_a_race_keeps_the_winners(tmp_path: Path, monkeypatch: pyte
     def write_while_another_finishes(split: str, images_dir: Path, annotation_file: Path) -> None:
         write_split(split, images_dir, annotation_file)
         if split == "val":
-            shutil.move(winner / "shapes-v1", cache_dir / "shapes-v1")
+            shutil.move(winner / "shapes-v2", cache_dir / "shapes-v2")
 
     monkeypatch.setattr(shapes, "_write_split", write_while_another_finishes)
-    inode = (winner / "shapes-v1").stat().st_ino
+    inode = (winner / "shapes-v2").stat().st_ino
     render_shapes("train", cache_dir=cache_dir)
-    assert [path.name for path in cache_dir.iterdir()] == ["shapes-v1"]
-    assert (cache_dir / "shapes-v1").stat().st_ino == inode
+    assert [path.name for path in cache_dir.iterdir()] == ["shapes-v2"]
+    assert (cache_dir / "shapes-v2").stat().st_ino == inode
 
 
 @pytest.mark.usefixtures("few_images")
@@ -234,17 +234,17 @@ def test_the_environment_chooses_the_cache(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.delenv("VERTEBRA_CACHE", raising=False)
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    assert render_shapes("val")[0] == tmp_path / "home/.cache/vertebra/shapes-v1/val"
+    assert render_shapes("val")[0] == tmp_path / "home/.cache/vertebra/shapes-v2/val"
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
-    assert render_shapes("val")[0] == tmp_path / "xdg/vertebra/shapes-v1/val"
+    assert render_shapes("val")[0] == tmp_path / "xdg/vertebra/shapes-v2/val"
     monkeypatch.setenv("VERTEBRA_CACHE", str(tmp_path / "own"))
-    assert render_shapes("val")[0] == tmp_path / "own/shapes-v1/val"
+    assert render_shapes("val")[0] == tmp_path / "own/shapes-v2/val"
 
 
 @pytest.mark.usefixtures("few_images")
 def test_a_cache_that_cannot_be_written_is_the_users_to_put_right(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
-    with pytest.raises(UserError, match=r"file/cache/shapes-v1 .*VERTEBRA_CACHE"):
+    with pytest.raises(UserError, match=r"file/cache/shapes-v2 .*VERTEBRA_CACHE"):
         render_shapes("train", cache_dir=tmp_path / "file" / "cache")
 
 
