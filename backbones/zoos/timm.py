@@ -269,7 +269,7 @@ def _loading(name: str, source: dict[str, Any]) -> Iterator[_Log]:
             raise UserError(f"The weights do not fit timm/{name}: {' '.join(lines[:4])[:600]}") from error
         raise UserError(
             f"The weights of timm/{name} could not be downloaded ({lines[0][:200]}). Where there is no network, fetch them "
-            f"elsewhere (hf.co/timm) and pass the file: model.backbone.weights=PATH."
+            f"elsewhere and pass the file: model.backbone.weights=PATH."
         ) from error
     finally:
         if source:
