@@ -73,9 +73,9 @@ def _registered(registry: Registry[Any]) -> AfterValidator:
 
 class BackboneConfig(Choice):
     name: Annotated[str, _registered(BACKBONES)] = "resnet50"
-    """One of backbones.list_backbones()."""
+    """One of backbones.list_backbones(); timm/NAME, torchvision/NAME or hf/NAME; or module:name for one in your own file."""
     weights: str | None = None
-    """Weights torchvision publishes, by name (IMAGENET1K_V1), or the path of a .pth or .safetensors file."""
+    """Weights torchvision publishes, by name (IMAGENET1K_V1), `pretrained` for timm and hf, or the path of a weight file."""
     norm: Literal["frozen_bn", "bn", "sync_bn", "gn"] | None = None
     """Left out: frozen_bn with weights, bn without."""
     trainable_layers: int | None = None
