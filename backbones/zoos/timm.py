@@ -268,7 +268,7 @@ def _loading(name: str, source: dict[str, Any]) -> Iterator[_Log]:
         if source.get("pretrained_cfg_overlay"):
             raise UserError(f"The weights do not fit timm/{name}: {' '.join(lines[:4])[:600]}") from error
         raise UserError(
-            f"The weights of timm/{name} could not be downloaded ({lines[0][:200]}). Where there is no network, fetch them "
+            f"The weights of timm/{name} could not be downloaded ({lines[0].partition('. ')[0][:200]}). Where there is no network, fetch them "
             f"elsewhere and pass the file: model.backbone.weights=PATH."
         ) from error
     finally:
