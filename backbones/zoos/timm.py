@@ -267,8 +267,9 @@ def _loading(name: str, source: dict[str, Any]) -> Iterator[_Log]:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
         if source.get("pretrained_cfg_overlay"):
             raise UserError(f"The weights do not fit timm/{name}: {' '.join(lines[:4])[:600]}") from error
+        reason = lines[0].partition(". ")[0][:200]
         raise UserError(
-            f"The weights of timm/{name} could not be downloaded ({lines[0].partition('. ')[0][:200]}). Where there is no network, fetch them "
+            f"The weights of timm/{name} could not be downloaded ({reason}). Where there is no network, fetch them "
             f"elsewhere and pass the file: model.backbone.weights=PATH."
         ) from error
     finally:
