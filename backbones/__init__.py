@@ -7,7 +7,7 @@
 
 from backbones import pyramids as _pyramids  # noqa: F401  (registers them)
 from backbones import resnet_models as _resnet_models  # noqa: F401  (registers the ResNets)
-from backbones.base import Backbone, FeatureSpec
+from backbones.base import Backbone, FeatureSpec, select_features
 from backbones.errors import UserError
 from backbones.fpn import FeaturePyramid, FpnBackbone, build_fpn_backbone, register_pyramid
 from backbones.load_report import LoadReport
@@ -27,4 +27,5 @@ __all__ = [
     "load_backbone_weights",
     "register_backbone",
     "register_pyramid",
+    "select_features",
 ]

@@ -1,11 +1,11 @@
 """What every backbone promises: named feature maps, each with its channels and stride, and stages that can be frozen."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from backbones.errors import UserError
+from backbones.errors import UserError, did_you_mean
 from backbones.load_report import LoadReport
 
 
@@ -83,6 +83,20 @@ class Backbone(nn.Module):
             state = "trained" if trained == total else "frozen" if trained == 0 else f"trained in part ({trained:,})"
             lines.append(stage_line(name, state, total))
         return lines
+
+
+def select_features(all_specs: dict[str, FeatureSpec], names: Sequence[str] | None) -> dict[str, FeatureSpec]:
+    """The chosen feature maps, or all, highest resolution first.
+
+    Raises:
+        UserError: a name that is not among them, or none chosen.
+    """
+    for name in names or ():
+        if name not in all_specs:
+            raise UserError(f"out_features names {name!r}.{did_you_mean(name, all_specs)}")
+    if names is not None and len(names) == 0:
+        raise UserError(f"out_features is empty. Name at least one of {', '.join(all_specs)}, or leave it out for all.")
+    return {name: spec for name, spec in all_specs.items() if names is None or name in names}
 
 
 def stage_line(name: str, state: str, parameters: int) -> str:

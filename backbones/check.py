@@ -61,9 +61,14 @@ def check_batch(backbone: Backbone) -> None:
     """Check that an image's maps do not depend on the other images of its batch, in evaluation mode."""
     backbone.eval()
     images = _images(backbone, 2)
+    images[1] = 3 * images[1] - 1  # of another mean and spread than the first
     together = backbone(images)
     for i in range(2):
         for name, alone in backbone(images[i : i + 1]).items():
+            if not alone.isfinite().all():
+                raise ContractError(f"Level {name!r} of an ordinary image is not finite.")
+            if alone.dtype != images.dtype:
+                raise ContractError(f"Level {name!r} is {alone.dtype} for an image of {images.dtype}: keep the image's type.")
             difference = float((together[name][i] - alone[0]).abs().max())
             if not difference <= 1e-3 * max(1.0, float(alone.abs().max())):
                 raise ContractError(f"Level {name!r} of an image differs by {difference:.3g} when another image is beside it.")
@@ -83,8 +88,12 @@ def check_gradients(backbone: Backbone) -> None:
 
 def check_freezing(backbone: Backbone) -> None:
     """Check every number of trainable layers: what is frozen has no gradient, and its batch statistics stay."""
-    trained = {name for name, parameter in backbone.named_parameters() if parameter.requires_grad}
     count = len(backbone.stages())
+    parts = [part for stage in backbone.stages().values() for part in stage]
+    held = {id(p) for part in parts for p in ([part] if isinstance(part, nn.Parameter) else part.parameters())}
+    for name, parameter in backbone.named_parameters():
+        if id(parameter) not in held:
+            raise ContractError(f"Parameter {name} is in no stage that `stages` gives, so that nothing can freeze it.")
     for trainable_layers in (*range(count), count):
         backbone.freeze(trainable_layers)
         frozen = [part for parts in list(backbone.stages().values())[: count - trainable_layers] for part in parts]
@@ -100,9 +109,6 @@ def check_freezing(backbone: Backbone) -> None:
             raise ContractError(
                 f"With trainable_layers={trainable_layers} a frozen stage's statistics move: let `train` call Backbone.train."
             )
-        named = dict(backbone.named_parameters())
-        if trainable_layers == count and (still := [name for name in trained if not named[name].requires_grad]):
-            raise ContractError(f"With all {count} stages trained, {still[0]} stays frozen: no stage in `stages` holds it.")
 
 
 def check_detector(backbone: Backbone) -> str:
@@ -154,6 +160,9 @@ def _option(text: str) -> tuple[str, Any]:
     name, equals, value = text.partition("=")
     if not equals:
         raise UserError(f"{text!r} is no option: give name=value, such as norm=gn.")
+    words = {"true": True, "false": False, "null": None}  # as a config has them
+    if value.lower() in words:
+        return name, words[value.lower()]
     try:
         return name, ast.literal_eval(value)
     except (ValueError, SyntaxError):

@@ -15,7 +15,7 @@ from backbones.base import Backbone, FeatureSpec, stage_line
 from backbones.check_maps import check_maps
 from backbones.errors import UserError, did_you_mean
 from backbones.norms import NormLayer, norm_layer
-from backbones.registry import Registry, build_backbone
+from backbones.registry import Registry, build_backbone, check_whole_number
 
 
 class PooledLevel(nn.Module):
@@ -244,6 +244,7 @@ def build_fpn_backbone(
     Raises:
         UserError: as `build_backbone`; also unknown pyramids and extra levels, and maps that are not as declared.
     """
+    check_whole_number("out_channels", out_channels)
     pyramid_options = pyramid_options or {}
     PYRAMIDS.check_options(pyramid, pyramid_options, besides=PYRAMID_STANDARD_OPTIONS)
     body = build_backbone(name, **backbone_options)

@@ -1,7 +1,7 @@
 """The normalisation layers a backbone can be built with, by name."""
 
+import math
 from collections.abc import Callable
-from functools import partial
 
 from torch import nn
 from torchvision.ops import FrozenBatchNorm2d
@@ -10,16 +10,23 @@ from backbones.errors import UserError, did_you_mean
 
 NormLayer = Callable[[int], nn.Module]
 
+
+def _group_norm(channels: int) -> nn.GroupNorm:
+    """32 groups, as in the paper (https://arxiv.org/abs/1803.08494), or as many as narrow layers can be divided into."""
+    return nn.GroupNorm(math.gcd(32, channels), channels)
+
+
 NORMS: dict[str, NormLayer] = {
     "frozen_bn": FrozenBatchNorm2d,  # statistics, scale and shift are constants: the usual choice with pretrained weights
     "bn": nn.BatchNorm2d,
     "sync_bn": nn.SyncBatchNorm,  # batch norm over all processes; plain batch norm in one process
-    "gn": partial(nn.GroupNorm, 32),
+    "gn": _group_norm,
 }
 
 
 def norm_layer(name: str) -> NormLayer:
-    """The constructor (channels -> module) of a normalisation layer: frozen_bn, bn, sync_bn or gn (32 groups).
+    """The constructor (channels -> module) of a normalisation layer: frozen_bn, bn, sync_bn or gn (32 groups, fewer
+    where the channels are not a multiple of 32).
 
     Raises:
         UserError: no such norm.

@@ -164,7 +164,7 @@ class BackboneRegistry(Registry[Callable[..., Backbone]]):
             if missing and (module == missing or module.startswith(f"{missing}.")):
                 raise UserError(
                     f"There is no module {missing!r}, in the backbone {name!r}. It is searched for in the current folder "
-                    f"({folder}) and among what is installed."
+                    f"({folder}), in PYTHONPATH and among what is installed."
                 ) from error
             raise UserError(
                 f"The module {module!r} of the backbone {name!r} fails on import: {type(error).__name__}: {error}"
@@ -224,8 +224,12 @@ def build_backbone(
     Raises:
         UserError: unknown name or option, weights that cannot be had or do not fit, a number out of range.
     """
+    check_whole_number("in_channels", in_channels)
+    if isinstance(out_features, str):
+        raise UserError(f"out_features is {out_features!r}: give a list of names, such as [{out_features!r}].")
     constructor = BACKBONES.get(name)
     BACKBONES.check_options(name, options, besides=STANDARD_OPTIONS)
+    _check_standard_options(name)
     if norm is None:
         norm = "frozen_bn" if weights is not None else "bn"
     settings = {"in_channels": in_channels, "norm": norm, "out_features": out_features} | options
@@ -234,6 +238,7 @@ def build_backbone(
         backbone = constructor(weights=weights, **settings)
     else:
         backbone = constructor(**settings)
+        _check_built(name, backbone, out_features)
         if weights is not None:
             backbone.weights_report = load_published_weights(backbone, weights, architecture=name.rpartition(":")[2])
     if trainable_layers is None:
@@ -241,3 +246,37 @@ def build_backbone(
         trainable_layers = min(3, num_stages) if weights is not None else num_stages
     backbone.freeze(trainable_layers)
     return backbone
+
+
+def check_whole_number(option: str, value: Any, *, least: int = 1) -> None:
+    """Check that an option is a whole number, and not too small.
+
+    Raises:
+        UserError: it is not.
+    """
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise UserError(f"{option} is {value!r}: give a whole number of at least {least}.")
+
+
+def _check_standard_options(name: str) -> None:
+    known = BACKBONES.options(name)
+    if known is not None and (missing := [option for option in STANDARD_OPTIONS if option not in known]):
+        raise UserError(
+            f"The backbone {name!r} does not take {', '.join(missing)}. What @register_backbone registers takes "
+            "in_channels=3, norm='bn' and out_features=None by keyword."
+        )
+
+
+def _check_built(name: str, backbone: Any, out_features: list[str] | None) -> None:
+    """Check that a registered constructor made a backbone, and with the maps it was asked for."""
+    if not isinstance(backbone, Backbone):
+        raise UserError(
+            f"The backbone {name!r} is built as a {type(backbone).__name__}. What @register_backbone registers gives a "
+            "backbones.Backbone, which sets feature_specs."
+        )
+    given = getattr(backbone, "feature_specs", None)
+    if given and out_features is not None and set(out_features) != set(given):
+        raise UserError(
+            f"The backbone {name!r} was asked for out_features {', '.join(out_features)} and gives {', '.join(given)}: "
+            "it has no others, or does not follow out_features."
+        )

@@ -11,7 +11,7 @@ from typing import Any, Literal
 from torch import Tensor, nn
 from torchvision.ops import DeformConv2d
 
-from backbones.base import Backbone, FeatureSpec
+from backbones.base import Backbone, FeatureSpec, select_features
 from backbones.errors import UserError, did_you_mean
 from backbones.norms import NormLayer, norm_layer
 from backbones.resnet_blocks import (
@@ -91,6 +91,8 @@ class ResNet(Backbone):
         self.feature_specs = select_features(stem_specs | specs, out_features or (names if out_features is None else ()))
         num_stages = max((names.index(name) + 1 for name in self.feature_specs if name in names), default=0)
         self._stage_names = names
+        if isinstance(deformable_stages, str):
+            raise UserError(f"deformable_stages is {deformable_stages!r}: give a list, such as [{deformable_stages!r}].")
         for name in deformable_stages or ():
             if name not in names:
                 raise UserError(f"deformable_stages names {name!r}.{did_you_mean(name, names)}")
@@ -179,20 +181,6 @@ class ResNet(Backbone):
                 weight = module.get_submodule(module.last_norm).weight
                 assert isinstance(weight, Tensor)
                 nn.init.zeros_(weight)
-
-
-def select_features(all_specs: dict[str, FeatureSpec], names: Sequence[str] | None) -> dict[str, FeatureSpec]:
-    """The chosen feature maps, or all, highest resolution first.
-
-    Raises:
-        UserError: a name that is not among them, or none chosen.
-    """
-    for name in names or ():
-        if name not in all_specs:
-            raise UserError(f"out_features names {name!r}.{did_you_mean(name, all_specs)}")
-    if names is not None and len(names) == 0:
-        raise UserError(f"out_features is empty. Name at least one of {', '.join(all_specs)}, or leave it out for all.")
-    return {name: spec for name, spec in all_specs.items() if names is None or name in names}
 
 
 def _check_choice(option: str, value: Any, choices: Sequence[Any]) -> None:

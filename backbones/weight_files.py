@@ -78,13 +78,28 @@ def load_pickled_tensors(path: Path) -> Any:
         with torch.serialization.safe_globals(known):
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
+        _check_is_no_text(path)
         raise UserError(
             f"{path} was not loaded: it is not a PyTorch file, or it holds more than tensors, and reading it could run code "
             "from the file. Save the state dict alone: torch.save(model.state_dict(), path)."
         ) from error
     except Exception as error:  # a damaged file can fail anywhere in the reader: IndexError, struct.error, ...
-        first_line = str(error).splitlines()[0] if str(error) else type(error).__name__
+        first_line = str(error).splitlines()[0].rstrip(".") if str(error) else type(error).__name__
         raise UserError(f"{path} cannot be read: {first_line}. It may be truncated; copy or download it again.") from error
+
+
+def _check_is_no_text(path: Path) -> None:
+    """Say what a file is that looks like weights by its name alone.
+
+    Raises:
+        UserError: it is a web page, or a pointer of Git LFS.
+    """
+    with path.open("rb") as file:
+        start = file.read(200).lstrip().lower()
+    if start.startswith((b"<!doctype", b"<html", b"<?xml")):
+        raise UserError(f"{path} is a web page, not weights: the download went wrong. Download it again.")
+    if start.startswith(b"version https://git-lfs"):
+        raise UserError(f"{path} is a pointer of Git LFS, not the weights themselves: fetch them with `git lfs pull`.")
 
 
 def unwrap_state_dict(content: Any, *, source: str | Path) -> dict[str, Tensor]:

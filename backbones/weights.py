@@ -78,7 +78,7 @@ def download_torchvision_weights(architecture: str, name: str) -> dict[str, Tens
     Raises:
         UserError: torchvision publishes no such weights, or they cannot be downloaded.
     """
-    advice = "give the path of a .pth or .safetensors file instead"
+    advice = "give the path of a .pth or .safetensors file instead, or none (model.backbone.weights=null in a config)"
     try:
         published = torchvision.models.get_model_weights(architecture)
     except ValueError:

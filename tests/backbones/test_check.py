@@ -198,10 +198,20 @@ class HidesAParameter(Patches):
     def stages(self):
         return {"fine": [self.fine]}
 
-    def freeze(self, trainable_layers):
-        super().freeze(trainable_layers)
-        if trainable_layers == 0:
-            self.coarse.requires_grad_(False)
+
+class LooksAtTheBatchInAll(Patches):
+    def forward(self, images):
+        return {name: level - level.mean() for name, level in super().forward(images).items()}
+
+
+class GivesNoNumber(Patches):
+    def forward(self, images):
+        return {name: level / (images.sum() * 0) for name, level in super().forward(images).items()}
+
+
+class GivesHalves(Patches):
+    def forward(self, images):
+        return {name: level.half() for name, level in super().forward(images).items()}
 
 
 @pytest.mark.parametrize(
@@ -211,7 +221,10 @@ class HidesAParameter(Patches):
         (HasALooseEnd, "classifier.weight trains and gets no gradient"),
         (LooksAtItsNeighbours, "Level 'c3' of an image differs"),
         (ForgetsToFreeze, "trainable_layers=0 a frozen stage's statistics move"),
-        (HidesAParameter, "all 1 stages trained, coarse.weight stays frozen"),
+        (HidesAParameter, "Parameter coarse.weight is in no stage"),
+        (LooksAtTheBatchInAll, "Level 'c3' of an image differs"),
+        (GivesNoNumber, "Level 'c3' of an ordinary image is not finite"),
+        (GivesHalves, "Level 'c3' is torch.float16 for an image of torch.float32"),
     ],
 )
 def test_what_only_training_or_odd_sizes_show_is_found(backbone, message, registered):
@@ -254,3 +267,51 @@ def test_a_backbone_in_a_file_of_ones_own_is_checked_by_module_and_name(tmp_path
     result = subprocess.run(command, cwd=tmp_path, env={"PYTHONPATH": root}, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
     assert "builds: c3 8 channels, stride 8" in result.stdout
+
+
+def test_words_of_a_config_are_what_they_mean(monkeypatch, capsys):
+    monkeypatch.setattr(
+        sys, "argv", ["check", "resnet18", "pre_activation=false", "out_features=['c4']", "trainable_layers=null"]
+    )
+    main()
+    assert capsys.readouterr().out.startswith("builds: c4 256 channels, stride 16\n")
+
+
+class FollowsNoRequest(Patches):
+    """It gives all its maps, whatever is asked for."""
+
+
+def test_what_is_not_a_backbone_or_not_the_one_asked_for_is_refused(registered):
+    name = registered(FollowsNoRequest)
+    with pytest.raises(UserError, match=r"asked for out_features c4 and gives c3, c4"):
+        build_backbone(name, out_features=["c4"])
+    register_backbone("a_module")(lambda *, in_channels=3, norm="bn", out_features=None: nn.Conv2d(3, 3, 1))
+    with pytest.raises(UserError, match=r"'a_module' is built as a Conv2d.*backbones\.Backbone"):
+        build_backbone("a_module")
+    register_backbone("takes_nothing")(lambda: Patches())
+    with pytest.raises(UserError, match=r"'takes_nothing' does not take in_channels, norm, out_features"):
+        build_backbone("takes_nothing")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"out_channels": 0}, "out_channels is 0: give a whole number of at least 1"),
+        ({"out_channels": "a"}, "out_channels is 'a'"),
+        ({"in_channels": 0}, "in_channels is 0"),
+        ({"in_channels": True}, "in_channels is True"),
+        ({"out_features": "c5"}, r"out_features is 'c5': give a list of names, such as \['c5'\]"),
+        ({"deformable_stages": "c5"}, r"deformable_stages is 'c5': give a list"),
+    ],
+)
+def test_options_of_the_wrong_kind_are_refused_at_build(options, message):
+    with pytest.raises(UserError, match=message):
+        build_fpn_backbone("resnet18", **options)
+
+
+@pytest.mark.parametrize("options", [{"name": "cifar_resnet20"}, {"name": "resnet18", "width": 24, "stem": "deep"}])
+def test_narrow_networks_have_fewer_groups(options):
+    backbone = build_backbone(**options, norm="gn")
+    groups = {module.num_groups for module in backbone.modules() if isinstance(module, nn.GroupNorm)}
+    assert max(groups) <= 32
+    check_maps(backbone)

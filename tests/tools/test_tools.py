@@ -11,6 +11,8 @@ import pytest
 import torch
 from PIL import Image
 
+from backbones import build_backbone
+
 ROOT = Path(__file__).parents[2]
 TOOLS = ["train_det.py", "eval_det.py", "predict.py", "show_data.py"]
 
@@ -151,7 +153,7 @@ def test_where_coco_is_missing_its_layout_and_the_way_without_are_shown(tool, tm
         ("model.head.name=faster_rcn", ["no head 'faster_rcn'", "Did you mean 'faster_rcnn'?"]),
         ("model.head.box_head_dims=3", ["no option 'box_head_dims'", "Did you mean 'box_head_dim'?"]),
         ("model.head.box_head_dim=wide", ["'box_head_dim'", "'wide'", "valid integer"]),
-        ("model.pyramid.name=pfn", ["no pyramid 'pfn'", "'fpn'"]),
+        ("model.pyramid.name=fpnn", ["no pyramid 'fpnn'", "'fpn'"]),
         ("data.augmentations=[{name: horizontal_flop}]", ["no augmentation 'horizontal_flop'", "'horizontal_flip'"]),
         ("data.train=shape", ["data.train", "no embedded data set 'shape'", "'shapes'"]),
         ("optimizer.name=adam", ["optimizer.name: ", "'sgd' or 'adamw'"]),
@@ -224,7 +226,9 @@ def test_an_image_of_another_size_than_stated_is_refused(tool, toy):
 
 
 def test_weights_that_do_not_fit_are_refused_and_the_keys_named(tool, toy, tmp_path):
-    torch.save({"conv1.weight": torch.ones(8, 3, 7, 7)}, tmp_path / "other.pth")
+    state_dict = build_backbone("resnet18", norm="gn", out_features=["c2", "c3"]).state_dict()
+    del state_dict["bn1.weight"]
+    torch.save(state_dict | {"conv1.weight": torch.ones(8, 3, 7, 7)}, tmp_path / "other.pth")
     done = tool("train_det.py", toy.config, f"model.backbone.weights={tmp_path / 'other.pth'}")
     assert_refused(done, f"{tmp_path / 'other.pth'} does not fit", "missing bn1.weight", "conv1.weight is 8x3x7x7")
     assert not toy.run.exists()
