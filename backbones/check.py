@@ -92,7 +92,7 @@ def check_freezing(backbone: Backbone) -> None:
     parts = [part for stage in backbone.stages().values() for part in stage]
     held = {id(p) for part in parts for p in ([part] if isinstance(part, nn.Parameter) else part.parameters())}
     for name, parameter in backbone.named_parameters():
-        if id(parameter) not in held:
+        if parameter.requires_grad and id(parameter) not in held:
             raise ContractError(f"Parameter {name} is in no stage that `stages` gives, so that nothing can freeze it.")
     for trainable_layers in (*range(count), count):
         backbone.freeze(trainable_layers)

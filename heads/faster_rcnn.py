@@ -5,6 +5,7 @@ from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
 from torchvision.models.detection.rpn import RPNHead
 
 from backbones import Backbone
+from backbones.registry import check_whole_number
 from heads.anchors import anchor_generator, feature_levels, roi_pool
 from heads.rcnn_parts import RegionProposalNetwork, RoIHeads
 from heads.registry import register_detector
@@ -66,6 +67,7 @@ def faster_rcnn(
     Raises:
         UserError: the backbone's levels and the anchors do not go together, or numbers of channels differ.
     """
+    check_whole_number("num_classes", num_classes, least=2)  # the background and one more
     levels = feature_levels(backbone)
     channels = next(iter(levels.values())).channels
     anchors = anchor_generator(

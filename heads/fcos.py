@@ -5,6 +5,7 @@ from torch import Tensor
 from torchvision.models.detection.fcos import FCOS, FCOSHead
 
 from backbones import Backbone
+from backbones.registry import check_whole_number
 from heads.anchors import anchor_generator, feature_levels
 from heads.crowd import in_crowd
 from heads.registry import register_detector
@@ -49,6 +50,7 @@ def fcos(
     Raises:
         UserError: the backbone's levels are not what a detector needs.
     """
+    check_whole_number("num_classes", num_classes, least=2)  # the background and one more
     levels = feature_levels(backbone)
     model = FCOS(
         backbone,

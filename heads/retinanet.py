@@ -5,6 +5,7 @@ from torchvision.models.detection._utils import Matcher
 from torchvision.models.detection.retinanet import RetinaNet, RetinaNetHead
 
 from backbones import Backbone
+from backbones.registry import check_whole_number
 from heads.anchors import anchor_generator, feature_levels
 from heads.crowd import in_crowd
 from heads.registry import register_detector
@@ -55,8 +56,9 @@ def retinanet(
     The options on images are those of `faster_rcnn`.
 
     Raises:
-        UserError: the backbone's levels and the anchors do not go together.
+        UserError: fewer than two classes; the backbone's levels and the anchors do not go together.
     """
+    check_whole_number("num_classes", num_classes, least=2)  # the background and one more
     levels = feature_levels(backbone)
     if anchor_sizes is None:
         # torchvision cuts the sides down to whole pixels, and so do we: 32, 40, 50.

@@ -14,7 +14,9 @@ from torch import Tensor, nn
 
 from backbones.base import Backbone
 from backbones.errors import UserError, did_you_mean
+from backbones.load_plan import make_plan
 from backbones.norms import check_conversion, convert_batch_norms
+from backbones.weight_files import StateDict
 from backbones.weights import WEIGHT_FILE_SUFFIXES, LoadReport, load_backbone_weights
 from backbones.zoos.measured import MODEL_ERRORS, MeasuredBackbone, choose, measure, stages_by_map
 
@@ -59,7 +61,7 @@ def build(
     Args:
         name: a model type, an id or a folder.
         weights: "pretrained" (of the id or folder), the path of a file in the model's own names, or nothing.
-        in_channels: channels of the images; pretrained weights have their own number of them.
+        in_channels: channels of the images; pretrained weights are adapted from 3.
         norm: bn leaves the model's own norms; frozen_bn and sync_bn turn batch norms into those.
         out_features: which maps; also c1, where there is one.
         options: of the model's configuration, such as depths.
@@ -71,7 +73,8 @@ def build(
     title = f"hf/{name}"
     check_conversion(norm, title)
     config = read_config(name, options, in_channels)
-    whole = create(name, config, pretrained=weights == "pretrained")
+    for_three = weights == "pretrained" and in_channels != 3
+    whole = create(name, config, pretrained=weights == "pretrained" and not for_three)
     patch = getattr(config, "patch_size", 32)
     patch = patch if isinstance(patch, int) and patch > 0 else 32
     size = getattr(config, "image_size", None) or 224
@@ -86,6 +89,12 @@ def build(
     )
     body = _Chosen(whole, [found.index for found in chosen.values()])
     report = load(whole, weights, in_channels, title) if weights not in (None, "pretrained") else None
+    if for_three:
+        whole.in_channels = in_channels  # type: ignore[assignment]  # it says to what the stem is adapted
+        pretrained = create(name, read_config(name, options, 3), pretrained=True)
+        plan = make_plan(whole, [StateDict("", pretrained.state_dict(), ())], source=f"{title}'s own weights")
+        plan.check(allow_partial=False)
+        report = plan.carry_out()
     backbone = MeasuredBackbone(
         convert_batch_norms(body, norm),
         chosen,

@@ -11,7 +11,7 @@ from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
 from torchvision.ops import FrozenBatchNorm2d
 
 from backbones import build_fpn_backbone
-from heads import faster_rcnn
+from heads import build_detector, faster_rcnn
 
 LOSSES = {"loss_objectness", "loss_rpn_box_reg", "loss_classifier", "loss_box_reg"}
 
@@ -235,3 +235,10 @@ def test_a_number_for_each_channel_or_a_sentence(option, small_detector):
     assert small_detector(**{option: [0.1, 0.2, 0.3]}).transform
     with pytest.raises(ValueError, match=rf"{option} has 3 numbers, but the backbone takes images of 1 channels"):
         small_detector(backbone={"in_channels": 1}, **{option: [0.1, 0.2, 0.3]})
+
+
+@pytest.mark.parametrize("head", ["faster_rcnn", "mask_rcnn", "retinanet", "fcos", "cascade_rcnn", "keypoint_rcnn"])
+@pytest.mark.parametrize("num_classes", [0, 1, "3"])
+def test_the_background_alone_is_no_class(head, num_classes):
+    with pytest.raises(ValueError, match=r"num_classes is .*: give a whole number of at least 2"):
+        build_detector(head, build_fpn_backbone("resnet18", out_channels=64), num_classes)

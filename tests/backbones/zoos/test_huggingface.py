@@ -78,6 +78,18 @@ def test_a_folder_gives_its_configuration_and_with_pretrained_its_weights(tmp_pa
     assert all(parameter.requires_grad for parameter in scratch.parameters())
 
 
+def test_pretrained_weights_are_adapted_to_other_channels(tmp_path):
+    config = transformers.AutoConfig.for_model("resnet", **SMALL["resnet"])
+    model = transformers.AutoBackbone.from_config(config)
+    model.save_pretrained(tmp_path / "saved")
+    backbone = build_backbone(f"hf/{tmp_path / 'saved'}", weights="pretrained", in_channels=1, norm="bn")
+    for key, value in model.state_dict().items():
+        if key == "embedder.embedder.convolution.weight":
+            value = value.sum(1, keepdim=True)
+        torch.testing.assert_close(backbone.body.model.state_dict()[key], value, msg=key)
+    assert "1" in str(backbone.weights_report)
+
+
 def test_a_file_loads_in_the_models_own_names(tmp_path):
     model = build_backbone("hf/resnet", **SMALL["resnet"]).body.model
     torch.save(model.state_dict(), tmp_path / "model.pth")
