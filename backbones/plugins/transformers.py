@@ -60,6 +60,10 @@ class VertebraConfig(BackboneConfigMixin, PretrainedConfig):
         **more: Any,
     ) -> None:
         _check_misspelt(more)
+        if "in_channels" in (options or {}):
+            raise UserError(
+                "options names in_channels, which transformers knows as num_channels: give VertebraConfig(num_channels=...)."
+            )
         self.name, self.weights, self.pyramid, self.num_channels = name, weights, pyramid, num_channels
         self.norm, self.trainable_layers, self.options = norm, trainable_layers, dict(options or {})
         self.stage_names: list[str] = more.pop("stage_names", None) or []

@@ -1,5 +1,6 @@
 """Batches of samples, loaded by worker processes, whose errors arrive here as they were raised."""
 
+import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -20,7 +21,7 @@ class BatchLoader:
     Args:
         dataset: what to load from.
         sampler: the keys of each batch.
-        num_workers: loader processes; the batches do not depend on it.
+        num_workers: loader processes, at most one a core; the batches do not depend on it.
         device: where the batches go next; for a GPU they are pinned.
 
     Raises, while iterating:
@@ -38,7 +39,7 @@ class BatchLoader:
         self._loader = DataLoader(
             _ErrorsAsSamples(dataset),
             batch_sampler=sampler,
-            num_workers=num_workers,
+            num_workers=min(num_workers, available_cores()),
             collate_fn=_collate,
             pin_memory=device.type == "cuda",
             # Nothing in a sample is drawn from this: it only keeps the loader off the global generator, which training uses.
@@ -53,6 +54,11 @@ class BatchLoader:
             if isinstance(batch, UserError):
                 raise batch
             yield batch
+
+
+def available_cores() -> int:
+    """Cores this process may use: fewer than the machine has in a container or a batch job."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 class _ErrorsAsSamples(Dataset["Sample | UserError"]):

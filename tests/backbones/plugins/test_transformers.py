@@ -192,3 +192,8 @@ def test_a_map_that_was_not_built_is_named():
     model.out_features = ["c5"]
     with pytest.raises(UserError, match="c5 was not built"):
         model(torch.rand(IMAGES))
+
+
+def test_the_channels_of_an_image_have_one_name():
+    with pytest.raises(UserError, match=r"give VertebraConfig\(num_channels=\.\.\.\)"):
+        VertebraConfig(name="resnet18", options={"in_channels": 4})
