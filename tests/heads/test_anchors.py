@@ -175,3 +175,20 @@ def test_an_odd_first_image_does_not_settle_the_roi_scales(small_detector, rando
     assert len(expected["boxes"]) > 0
     for key, value in expected.items():
         assert_close(prediction[key], value)
+
+
+def test_one_map_without_a_pyramid_has_all_anchors_and_all_rois(make_target, train_step):
+    backbone = build_fpn_backbone("resnet18", output_stride=16, out_features=["c5"], pyramid="single", out_channels=32)
+    model = faster_rcnn(
+        backbone,
+        3,
+        min_size=64,
+        max_size=96,
+        box_head_dim=8,
+        rpn_post_nms_top_n_train=20,
+        anchor_sizes=[[32, 64, 128, 256, 512]],
+    )
+    assert model.rpn.anchor_generator.num_anchors_per_location() == [15]
+    assert model.roi_heads.box_roi_pool.scales == [1 / 16]
+    losses = train_step(model, [torch.rand(3, 64, 96)], [make_target([[8, 8, 60, 50]])])
+    assert losses["loss_classifier"] > 0
