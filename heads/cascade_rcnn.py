@@ -217,5 +217,7 @@ class CascadeRoIHeads(RoIHeads):
     @staticmethod
     def _refine(coder: BoxCoder, offsets: Tensor, boxes: list[Tensor], image_shapes: list[tuple[int, int]]) -> list[Tensor]:
         """Boxes (R_i, 4) an image moved by their offsets (R, 4), within their image."""
+        # The coder gives boxes of the offsets' type: in bf16, positions would be rounded to whole pixels and more.
+        offsets = offsets.float() if offsets.dtype in (torch.float16, torch.bfloat16) else offsets
         moved = coder.decode(offsets, boxes).reshape(-1, 4).split([len(image_boxes) for image_boxes in boxes])
         return [box_ops.clip_boxes_to_image(b, shape).detach() for b, shape in zip(moved, image_shapes, strict=True)]

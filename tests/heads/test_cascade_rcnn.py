@@ -124,3 +124,11 @@ def test_masks_are_those_of_the_last_boxes(odd_batch, randomize):
 def test_the_stages_thresholds_are_not_options():
     with pytest.raises(UserError, match="box_fg_iou_thresh is not an option of a cascade"):
         small(box_fg_iou_thresh=0.5)
+
+
+def test_boxes_stay_exact_in_mixed_precision():
+    """bf16 has eight bits: 1000 and 1002 pixels would be one place."""
+    boxes = [torch.tensor([[1001.0, 803.0, 1207.0, 1111.0]])]
+    offsets = torch.zeros(1, 4, dtype=torch.bfloat16)
+    (moved,) = small().roi_heads._refine(BoxCoder(WEIGHTS[0]), offsets, boxes, [(1200, 1300)])
+    assert_close(moved, boxes[0])
