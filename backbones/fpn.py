@@ -192,6 +192,7 @@ class FpnBackbone(Backbone):
         self.body = body
         self.fpn = fpn
         self.in_channels = body.in_channels
+        self.weights_report = body.weights_report
         self.feature_specs = fpn.out_specs
         self.out_channels = next(iter(fpn.out_specs.values())).channels
 

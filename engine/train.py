@@ -353,10 +353,11 @@ class Run:
         assert isinstance(backbone, Backbone)
         for text in backbone.describe_stages():
             line(f"  {text}")
-        if config.model.backbone.weights is None and not all(parameter.requires_grad for parameter in backbone.parameters()):
+        trainable_layers = config.model.backbone.trainable_layers
+        all_layers = len(backbone.stages())
+        if config.model.backbone.weights is None and trainable_layers is not None and trainable_layers < all_layers:
             line("  frozen at random: there are no weights. Set model.backbone.weights, or leave out trainable_layers")
-        report = backbone.weights_report or getattr(getattr(backbone, "body", None), "weights_report", None)
-        for text in report.lines() if report is not None else ():
+        for text in backbone.weights_report.lines() if backbone.weights_report is not None else ():
             line(text)
         if self.step:
             line(f"resumed at step {self.step} of {self.sampler.total_steps}")
