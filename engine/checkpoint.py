@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from backbones.errors import UserError
-from backbones.weights import check_fit, load_pickled_tensors, load_tensors, read_state_dict
-from engine.build import build_model
-from engine.config import Config
-from engine.config_file import apply_overrides
-from engine.data.annotations import Annotations, Category
+from backbones.weights import check_fit, load_pickled_tensors
+from engine.config import RunConfig
+from engine.config_file import apply_overrides, check_job
+from engine.data.annotations import Category
+from engine.job import SampleSet, job_of
 
 FORMAT = 1
 
@@ -28,45 +28,49 @@ class Checkpoint:
     categories: list[Category]
     training: dict[str, Any] | None  # what a resume needs; None in best.pt
 
-    def load_config(self, overrides: list[str] | None = None) -> Config:
+    def load_config(self, overrides: list[str] | None = None, *, job: str | None = None) -> RunConfig:
         """Its config, with `key=value` overrides.
 
+        Args:
+            job: the job it must be for; None takes any.
+
         Raises:
-            UserError: an override is wrong.
+            UserError: an override is wrong, or the checkpoint is of another job.
         """
+        check_job(self.job, job, where=str(self.path))
         return apply_overrides(self.config, overrides or [], origin=str(self.path))
 
-    def build_model(self, config: Config) -> nn.Module:
+    @property
+    def job(self) -> str:
+        """The job it was trained for."""
+        return self.config.get("job", "detection")
+
+    def build_model(self, config: RunConfig) -> nn.Module:
         """The model it was saved from, in evaluation mode.
 
         Raises:
             UserError: the weights do not fit the config.
         """
-        model = build_model(
-            config,
-            num_classes=len(self.categories) + 1,
-            num_keypoints=max(len(category.keypoints) for category in self.categories),
-            load_weights=False,
-        )
+        model = job_of(config).build_model(self.categories, load_weights=False)
         check_fit(model, self.model, source=str(self.path))
         model.load_state_dict(self.model)
         return model.eval()
 
-    def check_categories(self, annotations: Annotations) -> None:
+    def check_categories(self, dataset: SampleSet) -> None:
         """Check that a data set has the classes the model was trained on.
 
         Raises:
             UserError: it has others; the message names the first that differs.
         """
-        if self.categories == annotations.categories:
+        if self.categories == dataset.categories:
             return
-        ours, theirs = self.categories, annotations.categories
+        ours, theirs = self.categories, dataset.categories
         difference = next((pair for pair in zip(ours, theirs, strict=False) if pair[0] != pair[1]), None)
         detail = f"{len(ours)} classes against {len(theirs)}"
         if difference is not None:
             detail = f"{difference[0].name!r} (id {difference[0].id}) against {difference[1].name!r} (id {difference[1].id})"
         raise UserError(
-            f"{self.path} was trained on other classes than {annotations.path} has: {detail}. "
+            f"{self.path} was trained on other classes than {dataset.path} has: {detail}. "
             "Name a data set with the same categories, or train a model on this one."
         )
 
@@ -75,7 +79,7 @@ def save_checkpoint(
     path: Path,
     *,
     model: dict[str, Tensor],
-    config: Config,
+    config: RunConfig,
     categories: list[Category],
     training: dict[str, Any] | None = None,
 ) -> None:
@@ -111,41 +115,9 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
     if not isinstance(content, dict) or not {"format", "model", "config", "categories"} <= content.keys():
         raise UserError(
             f"{path} is no checkpoint of a training run here (it lacks model, config or categories). "
-            "For bare weights give the config: eval_det.py CONFIG --weights PATH."
+            "For bare weights give the config, too: CONFIG --weights PATH."
         )
     if content["format"] != FORMAT:
         raise UserError(f"{path} has checkpoint format {content['format']}; this version reads {FORMAT}.")
     categories = [Category(c["id"], c["name"], tuple(c.get("keypoints", ()))) for c in content["categories"]]
     return Checkpoint(path, content["model"], content["config"], categories, content.get("training"))
-
-
-def load_detector_weights(model: nn.Module, path: str | Path, annotations: Annotations) -> None:
-    """Load a file of weights of a whole detector: a checkpoint of ours, or torchvision's of the same architecture.
-
-    A checkpoint of ours must have the classes of `annotations`. Files of bare weights do not say theirs.
-
-    Raises:
-        UserError: the file is missing or does not fit; the message names the keys.
-    """
-    path = Path(path)
-    if path.suffix != ".safetensors" and path.is_file():
-        content = load_pickled_tensors(path)
-        if isinstance(content, dict) and "categories" in content:
-            load_checkpoint(path).check_categories(annotations)
-    # torchvision's files from before its version 0.13 name a few layers otherwise.
-    state_dict = {_modern_name(key): value for key, value in read_state_dict(path).items()}
-    check_fit(model, state_dict, source=str(path))
-    load_tensors(model, state_dict)
-
-
-def _modern_name(key: str) -> str:
-    for old, new in (("rpn.head.conv.weight", "rpn.head.conv.0.0.weight"), ("rpn.head.conv.bias", "rpn.head.conv.0.0.bias")):
-        if key == old:
-            return new
-    parts = key.split(".")
-    if len(parts) == 5 and parts[1] == "fpn" and parts[2] in ("inner_blocks", "layer_blocks"):
-        return ".".join([*parts[:4], "0", parts[4]])
-    if key.startswith("roi_heads.mask_head.mask_fcn"):
-        layer = int(parts[2].removeprefix("mask_fcn")) - 1
-        return f"roi_heads.mask_head.{layer}.0.{parts[3]}"
-    return key

@@ -1,11 +1,10 @@
-"""The configuration of a run: every key, its type, its default and what it means."""
+"""The configuration that every job shares: its keys, their types, their defaults and what they mean."""
 
 from typing import Annotated, Any, Literal
 
 from pydantic import (
     AfterValidator,
     BaseModel,
-    BeforeValidator,
     ConfigDict,
     Field,
     TypeAdapter,
@@ -17,8 +16,6 @@ from backbones.errors import UserError
 from backbones.fpn import PYRAMID_STANDARD_OPTIONS, PYRAMIDS
 from backbones.registry import BACKBONES, STANDARD_OPTIONS, Registry
 from engine.data.augmentations import AUGMENTATIONS
-from engine.data.sources import DATASETS
-from heads.registry import DETECTORS
 
 PositiveInt = Annotated[int, Field(ge=1)]
 PositiveFloat = Annotated[float, Field(gt=0)]
@@ -63,7 +60,9 @@ def check_choice(choice: Choice, registry: Registry[Any], *, besides: tuple[str,
         raise UserError(" ".join(problems))
 
 
-def _registered(registry: Registry[Any]) -> AfterValidator:
+def registered(registry: Registry[Any]) -> AfterValidator:
+    """A validator of names: the registry must have it."""
+
     def check(name: str) -> str:
         registry.get(name)
         return name
@@ -72,7 +71,7 @@ def _registered(registry: Registry[Any]) -> AfterValidator:
 
 
 class BackboneConfig(Choice):
-    name: Annotated[str, _registered(BACKBONES)] = "resnet50"
+    name: Annotated[str, registered(BACKBONES)] = "resnet50"
     """One of backbones.list_backbones(); timm/NAME, torchvision/NAME or hf/NAME; or module:name for one in your own file."""
     weights: str | None = None
     """Weights torchvision publishes, by name (IMAGENET1K_V1), `pretrained` for timm and hf, or the path of a weight file."""
@@ -90,7 +89,7 @@ class BackboneConfig(Choice):
 
 
 class PyramidConfig(Choice):
-    name: Annotated[str, _registered(PYRAMIDS)] = "fpn"
+    name: Annotated[str, registered(PYRAMIDS)] = "fpn"
     """fpn, pafpn, bifpn, simple (all scales from one map) or single (one level, no pyramid)."""
     out_channels: PositiveInt = 256
     extra_level: Literal["pool", "p6p7", "p6p7_on_c5"] | None = "pool"
@@ -104,21 +103,10 @@ class PyramidConfig(Choice):
         return self
 
 
-class HeadConfig(Choice):
-    name: Annotated[str, _registered(DETECTORS)] = "faster_rcnn"
-    """One of heads.list_detectors(). Sizes of images are in `data`, the number of classes comes from the data set."""
-
-    @model_validator(mode="after")
-    def _check(self) -> "HeadConfig":
-        given_elsewhere = ("backbone", "num_classes", "min_size", "max_size", "resize_in_training", "num_keypoints")
-        check_choice(self, DETECTORS, besides=given_elsewhere)
-        return self
-
-
 class ModelConfig(Section):
+    """Each job adds its head, and what stands between."""
+
     backbone: BackboneConfig = BackboneConfig()
-    pyramid: PyramidConfig = PyramidConfig()
-    head: HeadConfig = HeadConfig()
 
 
 class CocoFiles(Section):
@@ -128,15 +116,6 @@ class CocoFiles(Section):
     """The folder the annotations' file names are in."""
     annotations: str
     """The instances JSON."""
-
-
-def _check_source(value: Any) -> Any:
-    if isinstance(value, str):
-        DATASETS.get(value)
-    return value
-
-
-DataSource = Annotated[str | CocoFiles, BeforeValidator(_check_source)]
 
 
 class AugmentationConfig(Choice):
@@ -150,19 +129,10 @@ class AugmentationConfig(Choice):
 
 
 class DataConfig(Section):
-    train: DataSource
-    """{images: FOLDER, annotations: FILE} in COCO's format, or the name of an embedded set: shapes."""
-    val: DataSource
-    min_size: PositiveInt | Annotated[list[PositiveInt], Field(min_length=1)] = 800
-    """The shorter side of an image, pixels; a list is drawn from in training, its largest is used in evaluation."""
-    max_size: PositiveInt = 1333
-    """No side gets longer than this, pixels."""
-    augmentations: list[AugmentationConfig] = Field(default_factory=lambda: [AugmentationConfig(name="horizontal_flip")])
-    """What training samples go through, in this order, before they are resized."""
+    """Each job adds `train` and `val`, sizes and augmentation."""
+
     num_workers: Annotated[int, Field(ge=0)] = 4
     """Loader processes for each training process. The samples do not depend on it."""
-    aspect_ratio_grouping: bool = True
-    """Whether batches hold only wide or only tall images, which saves padding."""
 
 
 class EmaConfig(Section):
@@ -214,18 +184,14 @@ class EvalConfig(Section):
     """The last epoch is always evaluated."""
     batch_size: PositiveInt = 1
     """Images of one forward pass in one process."""
-    backend: Literal["hotcoco", "pycocotools"] = "hotcoco"
     pictures: Annotated[int, Field(ge=0)] = 16
     """Validation images drawn with their truth and predictions, once training has ended."""
-    keypoint_sigmas: list[PositiveFloat] | None = None
-    """How exactly each keypoint can be placed, as a share of the object's size. Left out: COCO's for 17, else 0.05 each."""
-    picture_score: Fraction = 0.5
-    """Predictions below this score are not drawn."""
 
 
-class Config(Section):
-    """A whole run."""
+class RunConfig(Section):
+    """A whole run; each job has its own `model`, `data` and perhaps `eval`."""
 
+    job: str
     model: ModelConfig = ModelConfig()
     data: DataConfig
     train: TrainConfig = TrainConfig()
@@ -238,7 +204,7 @@ class Config(Section):
     output_dir: str = "runs/default"
 
     @model_validator(mode="after")
-    def _check(self) -> "Config":
+    def _check(self) -> "RunConfig":
         if self.train.batch_size % self.train.accumulate:
             raise ValueError(
                 f"train.batch_size {self.train.batch_size} cannot be split into train.accumulate {self.train.accumulate} parts"

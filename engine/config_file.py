@@ -1,4 +1,4 @@
-"""From a YAML file and `key=value` overrides to a checked Config, every mistake named with its key and line."""
+"""From a YAML file and `key=value` overrides to a checked config, every mistake named with its key and line."""
 
 import copy
 import re
@@ -11,7 +11,8 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from backbones.errors import UserError, did_you_mean
-from engine.config import Choice, Config
+from engine.config import Choice, RunConfig
+from engine.job import JOBS, TOOLS, job_class
 
 Key = tuple[str | int, ...]
 
@@ -46,11 +47,15 @@ class _Source:
         return self.places.get(key, self.path)
 
 
-def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
+def load_config(path: str | Path, overrides: Sequence[str] = (), *, job: str | None = None) -> RunConfig:
     """Read a config file, apply overrides such as `train.epochs=3`, and check it whole.
+
+    Args:
+        job: the job it must be for; None takes any.
 
     Raises:
         UserError: the file is missing or is no YAML, or keys are unknown, doubled, missing or of a wrong type; all are named.
+            Also, it is for another job; the message names the tool.
     """
     path = Path(path)
     if not path.is_file():
@@ -66,26 +71,45 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     content = _parse(text, source)
     for override in overrides:
         _apply(content, override, source)
-    return check_config(content, source)
+    return check_config(content, source, job=job)
 
 
-def check_config(content: dict[str, Any], source: _Source | None = None) -> Config:
-    """A Config from plain values, such as those in a checkpoint.
+def check_config(content: dict[str, Any], source: _Source | None = None, *, job: str | None = None) -> RunConfig:
+    """A config from plain values, such as those in a checkpoint. Its key `job` says whose; left out, it is detection's.
 
     Raises:
         UserError: as `load_config`.
     """
     source = source or _Source("the config")
+    named = content.get("job", "detection")
+    if not isinstance(named, str) or named not in JOBS:
+        raise UserError(f"{source.place(('job',))}: job: {named!r} is none of {', '.join(JOBS)}.")
+    check_job(named, job, where=source.path)
+    config_class = job_class(named).config_class
     try:
-        return Config.model_validate(content)
+        return config_class.model_validate(content)
     except ValidationError as error:
-        problems = _describe(error, content, source)
+        problems = _describe(error, content, source, config_class)
         heading = f"{source.path} has {len(problems)} problems:\n  " if len(problems) > 1 else ""
         raise UserError(heading + "\n  ".join(problems)) from None
 
 
-def apply_overrides(content: dict[str, Any], overrides: Sequence[str], *, origin: str) -> Config:
-    """A Config from plain values (`origin` says whose) and `key=value` overrides.
+def check_job(named: str, wanted: str | None, *, where: str) -> None:
+    """Check that what `where` names is of the wanted job; None wants any.
+
+    Raises:
+        UserError: it is of another; the message names the tools for it.
+    """
+    if wanted is None or named == wanted:
+        return
+    raise UserError(
+        f"{where} is of the job {named}, and this tool is for {wanted}: use tools/train_{TOOLS[named]}.py or "
+        f"tools/eval_{TOOLS[named]}.py. (A config says its job in the key `job`; one that does not is of detection.)"
+    )
+
+
+def apply_overrides(content: dict[str, Any], overrides: Sequence[str], *, origin: str) -> RunConfig:
+    """A config from plain values (`origin` says whose) and `key=value` overrides.
 
     Raises:
         UserError: as `load_config`.
@@ -97,7 +121,7 @@ def apply_overrides(content: dict[str, Any], overrides: Sequence[str], *, origin
     return check_config(content, source)
 
 
-def dump_config(config: Config) -> str:
+def dump_config(config: RunConfig) -> str:
     """The whole config as YAML, defaults included."""
     return yaml.dump(config.model_dump(), Dumper=_Dumper, sort_keys=False, default_flow_style=None, width=120)
 
@@ -179,14 +203,14 @@ def _list_index(values: list[Any], name: str, override: str) -> int:
     return int(name)
 
 
-def _describe(error: ValidationError, content: dict[str, Any], source: _Source) -> list[str]:
+def _describe(error: ValidationError, content: dict[str, Any], source: _Source, config_class: type[RunConfig]) -> list[str]:
     problems: dict[Key, list[str]] = {}
     for item in error.errors():
         key = _within(content, item["loc"], keep_missing=item["type"] == "missing")
         if item["type"] == "extra_forbidden":
             name = str(item["loc"][-1])
             key = (*_within(content, item["loc"][:-1]), name)
-            message = f"unknown key.{did_you_mean(name, _known_keys(Config, item['loc'][:-1]))}"
+            message = f"unknown key.{did_you_mean(name, _known_keys(config_class, item['loc'][:-1]))}"
         elif item["type"] == "missing":
             message = "this key is required"
         elif item["type"] == "value_error":

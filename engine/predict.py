@@ -1,4 +1,4 @@
-"""Detection in image files that belong to no data set."""
+"""Predictions for image files that belong to no data set."""
 
 import json
 from collections.abc import Sequence
@@ -11,10 +11,9 @@ from backbones.errors import UserError
 from engine.checkpoint import load_checkpoint
 from engine.data.dataset import read_image
 from engine.distributed import start_world
-from engine.draw import draw_instances, save_picture
 from engine.files import make_folder, picture_names
+from engine.job import job_of
 from engine.progress import Reporter
-from engine.results import to_rows
 
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".ppm"}
 
@@ -44,10 +43,11 @@ def find_images(inputs: Sequence[str]) -> list[Path]:
 def predict_images(
     checkpoint: str, inputs: Sequence[str], *, output_dir: str, score_threshold: float = 0.5, device: str = "auto"
 ) -> list[dict[str, Any]]:
-    """Find objects in images; write a picture each and `results.json` into `output_dir`.
+    """Say what a checkpoint's model sees in images; write a picture each and `results.json` into `output_dir`.
 
-    `results.json` is in COCO's results format with the training data's category ids, each row with its `file_name`; images are
-    numbered from 1 in the order they are listed. Under torchrun the images are shared out over the processes.
+    `results.json` has the rows its job makes of each image, with `image_id` and `file_name`; images are numbered from 1 in the
+    order they are listed. A detector's rows are in COCO's results format with the training data's category ids. Under torchrun
+    the images are shared out over the processes.
 
     Returns:
         The rows on the main process, an empty list on the others.
@@ -58,7 +58,7 @@ def predict_images(
     paths = find_images(inputs)
     loaded = load_checkpoint(checkpoint)
     config = loaded.load_config()
-    names = ["background", *(category.name for category in loaded.categories)]
+    job = job_of(config)
     folder = make_folder(output_dir)
     # Where the pictures go beside the images, none takes an image's place.
     beside = [path.stem for path in paths if path.resolve().parent == folder.resolve() and path.suffix == ".png"]
@@ -71,13 +71,12 @@ def predict_images(
             for image_id in range(1 + world.rank, len(paths) + 1, world.size):
                 path = paths[image_id - 1]
                 image = read_image(path)
-                tensor = torch.from_numpy(image.copy()).permute(2, 0, 1)
-                prediction = {key: value.cpu() for key, value in model([tensor.to(world.device)])[0].items()}
-                rows[image_id] = [row | {"file_name": str(path)} for row in to_rows(image_id, prediction, loaded.categories)]
-                picture = draw_instances(image, prediction, class_names=names, score_threshold=score_threshold)
-                save_picture(picture, pictures[image_id - 1])
-                drawn = int((prediction["scores"] >= score_threshold).sum())
-                print(f"{path}: {drawn} objects -> {pictures[image_id - 1]}")
+                prediction = job.predict(model, [job.prepare(image).to(world.device)])[0]
+                said, found = job.present(
+                    image, prediction, loaded.categories, picture=pictures[image_id - 1], score_threshold=score_threshold
+                )
+                rows[image_id] = [row | {"image_id": image_id, "file_name": str(path)} for row in found]
+                print(f"{path}: {said}")
                 show(min(image_id, len(paths)))
         merged = {image_id: found for shard in world.gather(rows) for image_id, found in shard.items()}
         if not world.is_main:
@@ -85,5 +84,5 @@ def predict_images(
         flat = [row for image_id in sorted(merged) for row in merged[image_id]]
         results = folder / "results.json"
         results.write_text(json.dumps(flat))
-        reporter.line(f"{len(flat)} detections of any score in {results}")
+        reporter.line(f"{len(flat)} rows in {results}")
         return flat

@@ -13,8 +13,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
-from engine.coco_eval import Score
 from engine.distributed import World
+from engine.scores import Score
 
 
 class Reporter:
@@ -31,15 +31,18 @@ class Reporter:
         self.console.print(text, markup=False)
 
     def scores(self, scores: list[Score]) -> None:
-        """Print COCO's numbers."""
+        """Print the numbers of each score."""
         for score in scores:
-            self.line(f"{score.iou_type}:")
+            self.line(f"{score.kind}:")
             for text in score.lines():
                 self.line(text)
 
     def per_class(self, scores: list[Score]) -> None:
-        """Print a table of the AP of each class."""
-        table = Table("class", *(f"{score.iou_type} AP" for score in scores), title="AP by class", title_justify="left")
+        """Print a table of each class's numbers."""
+        measure = scores[0].measure
+        table = Table(
+            "class", *(f"{score.kind} {measure}" for score in scores), title=f"{measure} by class", title_justify="left"
+        )
         for name in scores[0].per_class:
             values = [score.per_class[name] for score in scores]
             table.add_row(Text(name), *("–" if value < 0 else f"{value:.3f}" for value in values))

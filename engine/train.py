@@ -1,4 +1,4 @@
-"""The training of a detector, from a config to a finished run folder."""
+"""The training of a model, from a config to a finished run folder, whatever the job."""
 
 import math
 import time
@@ -12,32 +12,23 @@ from torch.optim.swa_utils import AveragedModel
 
 from backbones import Backbone, UserError
 from engine.amp import autocast
-from engine.build import (
-    build_model,
-    build_optimizer,
-    build_schedule,
-    build_training_sampler,
-    build_training_set,
-    build_validation_set,
-    check_processes,
-    iou_types,
-)
+from engine.build import build_optimizer, build_schedule, build_training_sampler, check_processes
 from engine.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from engine.coco_eval import Score
-from engine.config import Config
-from engine.config_file import dump_config
-from engine.data.dataset import CocoDataset, sample_seed
+from engine.config import RunConfig
+from engine.config_file import check_job, dump_config
+from engine.data.dataset import sample_seed
 from engine.data.loader import BatchLoader
 from engine.distributed import World, start_world
 from engine.ema import average_model
-from engine.evaluate import predict_dataset, score_predictions
+from engine.evaluate import run_evaluation
 from engine.files import make_folder
-from engine.pictures import draw_predictions
+from engine.job import job_of
 from engine.progress import Reporter, Speed, clock, peak_memory_gb
+from engine.scores import Score
 from engine.tracking import JsonlTracker, TensorBoardTracker, Tracker
 
 
-def train(config: Config, *, resume: str | None = None) -> list[Score]:
+def train(config: RunConfig, *, resume: str | None = None) -> list[Score]:
     """Train, evaluate, save and draw, all into `config.output_dir`, on this process and those torchrun started with it.
 
     Args:
@@ -61,8 +52,9 @@ def train(config: Config, *, resume: str | None = None) -> list[Score]:
 class Run:
     """A training run: everything it is made of, and the loop over it."""
 
-    def __init__(self, config: Config, world: World, *, resume: str | None) -> None:
+    def __init__(self, config: RunConfig, world: World, *, resume: str | None) -> None:
         self.config = config
+        self.job = job_of(config)
         self.world = world
         self.folder = Path(config.output_dir)
         self.reporter = Reporter(world)
@@ -72,7 +64,7 @@ class Run:
 
         torch.manual_seed(config.seed)  # what is initialised at random is the same in every process
         self.training_set, self.validation_set, self.model = self._build()
-        self.categories = self.training_set.annotations.categories
+        self.categories = self.training_set.categories
         self.optimizer = build_optimizer(config, self.model)
         self.scaler = torch.amp.GradScaler(world.device.type, enabled=config.train.precision == "fp16")
         self.average: AveragedModel | None = None
@@ -123,19 +115,18 @@ class Run:
         for tracker in self.trackers:
             tracker.close()
 
-    def _build(self) -> tuple[CocoDataset, CocoDataset, nn.Module]:
+    def _build(self) -> tuple[Any, Any, nn.Module]:
         config, world = self.config, self.world
-        training_set = build_training_set(config, world=world)
-        validation_set = build_validation_set(config, world=world)
-        if training_set.annotations.categories != validation_set.annotations.categories:
+        training_set = self.job.build_training_set(world)
+        validation_set = self.job.build_validation_set(world)
+        if training_set.categories != validation_set.categories:
             raise UserError(
-                f"{training_set.annotations.path} and {validation_set.annotations.path} list different categories: "
+                f"{training_set.path} and {validation_set.path} list different categories: "
                 "a model trained on the one cannot be scored on the other."
             )
         if not world.is_main:
             world.barrier()  # the main process downloads the weights; the others find them in the cache
-        table = training_set.annotations
-        model = build_model(config, num_classes=len(table.class_names), num_keypoints=table.num_keypoints, load_weights=True)
+        model = self.job.build_model(training_set.categories, load_weights=True)
         if world.is_main:
             world.barrier()
         memory_format = torch.channels_last if config.train.channels_last else torch.contiguous_format
@@ -160,7 +151,7 @@ class Run:
             if isinstance(self.parallel, DistributedDataParallel):
                 self.parallel.require_backward_grad_sync = is_last  # gradients are exchanged once a step
             with autocast(world.device, config.train.precision):
-                losses = self.parallel(images, targets)
+                losses = self.job.losses(self.parallel, images, targets)
             loss = torch.stack(list(losses.values())).sum() / config.train.accumulate
             self.scaler.scale(loss).backward()
             for name, value in losses.items():
@@ -217,45 +208,34 @@ class Run:
 
     def _evaluate(self, epoch: int, *, is_last: bool) -> list[Score]:
         began = time.perf_counter()
-        config = self.config
         model = self.model if self.average is None else self.average.module
         self.world.share_buffers(model)
         with self.reporter.bar("evaluating", len(self.validation_set)) as show:
-            rows = predict_dataset(
+            evaluation = run_evaluation(
+                self.job,
                 model,
                 self.validation_set,
                 world=self.world,
-                batch_size=config.eval.batch_size,
-                num_workers=config.data.num_workers,
-                precision=config.train.precision,
                 on_image=lambda done, total: show(done * len(self.validation_set) / total),
             )
         scores: list[Score] = []
-        if rows is not None:
-            scores = score_predictions(
-                rows,
-                self.validation_set.annotations.path,
-                iou_types=iou_types(config),
-                keypoint_sigmas=config.eval.keypoint_sigmas,
-                backend=config.eval.backend,
-                output_dir=self.folder / "eval",
-            )
+        if evaluation is not None:
+            scores = evaluation.score(self.folder / "eval")
             seconds = time.perf_counter() - began
             self.reporter.line(f"epoch {epoch} on {len(self.validation_set)} validation images, in {clock(seconds)}:")
             self.reporter.scores(scores)
             record: dict[str, Any] = {"epoch": epoch, "seconds": round(seconds, 1)}
-            record |= {score.iou_type: {**score.stats, "per_class": score.per_class} for score in scores}
+            record |= {score.kind: {**score.stats, "per_class": score.per_class} for score in scores}
             self._track("eval", record)
-            # Masks or keypoints, where there are any, are what the model is for.
-            if scores[-1].stats["AP"] > self.best:
-                self.best = scores[-1].stats["AP"]
+            if scores[-1].value > self.best:
+                self.best = scores[-1].value
                 self._save("best.pt", for_resume=False)
             if is_last:
                 self.reporter.per_class(scores)
-                folder = self.folder / "predictions"
-                count, threshold = config.eval.pictures, config.eval.picture_score
-                drawn = draw_predictions(self.validation_set, rows, folder, count=count, score_threshold=threshold)
-                self.reporter.line(f"{len(drawn)} pictures in {folder}, weights in {self.folder / 'best.pt'}")
+                drawn = evaluation.draw(self.folder / "predictions")
+                self.reporter.line(
+                    f"{len(drawn)} pictures in {self.folder / 'predictions'}, weights in {self.folder / 'best.pt'}"
+                )
         self.world.barrier()
         return scores
 
@@ -299,7 +279,7 @@ class Run:
         if checkpoint.training is None:
             raise UserError(f"{checkpoint.path} has weights alone; only last.pt can be resumed from.")
         self._check_same_run(checkpoint)
-        checkpoint.check_categories(self.training_set.annotations)
+        checkpoint.check_categories(self.training_set)
         training = checkpoint.training
         self.model.load_state_dict(training["model"] or checkpoint.model)
         if self.average is not None:
@@ -311,6 +291,7 @@ class Run:
 
     def _check_same_run(self, checkpoint: Checkpoint) -> None:
         """A run may go on for more epochs, elsewhere, or log and evaluate otherwise; what it learns from must be the same."""
+        check_job(checkpoint.job, self.config.job, where=str(checkpoint.path))
         own = self.config.model_dump()
         for section in ("model", "data", "train", "optimizer", "seed"):
             before, now = checkpoint.config[section], own[section]
@@ -338,17 +319,11 @@ class Run:
 
     def _describe(self) -> None:
         config, line = self.config, self.reporter.line
-        table = self.training_set.annotations
+        first, *more = self.job.describe(self.training_set, self.validation_set)
         processes = f"{self.world.size} processes" if self.world.size > 1 else "1 process"
-        line(
-            f"{config.model.head.name} on {config.model.backbone.name}, {processes}, {self.world.device.type}, in {self.folder}"
-        )
-        line(
-            f"{len(table)} training images with {len(table.boxes)} objects of {len(table.categories)} classes, "
-            f"{len(self.validation_set)} validation images"
-        )
-        if table.num_dropped:
-            line(f"left out: {table.num_dropped} training objects whose box has no width or height within its image")
+        line(f"{first}, {processes}, {self.world.device.type}, in {self.folder}")
+        for text in more:
+            line(text)
         backbone = self.model.backbone
         assert isinstance(backbone, Backbone)
         for text in backbone.describe_stages():

@@ -32,13 +32,14 @@ def main() -> None:
         parser.error("--annotations goes with --results; for a model set data.val.images=... data.val.annotations=...")
 
     # Imported here, for torch takes seconds to load and --help needs none of it.
-    from engine.evaluate import evaluate_detector, evaluate_results
+    from engine.detection.evaluate import evaluate_results
+    from engine.evaluate import evaluate
 
     if args.results:
         evaluate_results(args.results, args.annotations, iou_type=args.type, backend=args.backend or "hotcoco")
     else:
         overrides = [*args.overrides, *([f"eval.backend={args.backend}"] if args.backend else [])]
-        evaluate_detector(args.source, overrides, weights=args.weights, output_dir=args.output)
+        evaluate(args.source, overrides, job="detection", weights=args.weights, output_dir=args.output)
 
 
 if __name__ == "__main__":

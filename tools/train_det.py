@@ -27,7 +27,7 @@ def main() -> None:
     from engine.config_file import load_config
     from engine.train import train
 
-    train(load_config(args.config, args.overrides), resume=args.resume)
+    train(load_config(args.config, args.overrides, job="detection"), resume=args.resume)
 
 
 if __name__ == "__main__":

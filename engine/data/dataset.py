@@ -32,6 +32,7 @@ class CocoDataset(Dataset[Sample]):
         with_masks: whether targets carry masks.
         with_keypoints: whether targets carry keypoints.
         seed: of the random choices.
+        aspect_ratio_grouping: whether batches are to hold only wide or only tall images.
     """
 
     def __init__(
@@ -43,6 +44,7 @@ class CocoDataset(Dataset[Sample]):
         with_masks: bool = False,
         with_keypoints: bool = False,
         seed: int = 0,
+        aspect_ratio_grouping: bool = False,
     ) -> None:
         self.images = images
         self.annotations = annotations
@@ -50,6 +52,9 @@ class CocoDataset(Dataset[Sample]):
         self.with_masks = with_masks
         self.with_keypoints = with_keypoints
         self.seed = seed
+        self.categories = annotations.categories
+        self.path = annotations.path
+        self.aspect_ratio_grouping = aspect_ratio_grouping
 
     def __len__(self) -> int:
         return len(self.annotations)
@@ -70,6 +75,15 @@ class CocoDataset(Dataset[Sample]):
         target["image_id"] = torch.tensor(self.annotations.image_ids[index])
         target["seed"] = seed
         return torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1))), target
+
+    def name_of(self, index: int) -> str:
+        """The name of image `index`, without its folders."""
+        return Path(self.annotations.file_names[index]).name
+
+    def shape_groups(self) -> np.ndarray | None:
+        """(I,) 1 for images wider than high, 0 for the others; None where batches may mix them."""
+        table = self.annotations
+        return (table.widths > table.heights).astype(np.int64) if self.aspect_ratio_grouping else None
 
     def read_image(self, index: int) -> np.ndarray:
         """Image `index` as (H, W, 3) uint8 RGB.

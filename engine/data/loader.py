@@ -9,8 +9,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from backbones.errors import UserError
-from engine.data.dataset import CocoDataset, Sample
+from engine.data.dataset import Sample
 from engine.data.sampler import GlobalBatchSampler, ShardSampler
+from engine.job import SampleSet
 
 Batch = tuple[list[Tensor], list[dict[str, Any]]]
 
@@ -30,7 +31,7 @@ class BatchLoader:
 
     def __init__(
         self,
-        dataset: CocoDataset,
+        dataset: SampleSet,
         sampler: GlobalBatchSampler | ShardSampler,
         *,
         num_workers: int,
@@ -64,7 +65,7 @@ def available_cores() -> int:
 class _ErrorsAsSamples(Dataset["Sample | UserError"]):
     """Gives a user's error in place of the sample: raised in a worker, it would arrive with a traceback as its text."""
 
-    def __init__(self, dataset: CocoDataset) -> None:
+    def __init__(self, dataset: SampleSet) -> None:
         self.dataset = dataset
 
     def __getitem__(self, key: int | tuple[int, int]) -> "Sample | UserError":

@@ -79,11 +79,6 @@ class GlobalBatchSampler(Sampler[list[tuple[int, int]]]):
         return [full[i] for i in generator.permutation(len(full))]
 
 
-def aspect_groups(widths: np.ndarray, heights: np.ndarray) -> np.ndarray:
-    """(I,) 1 for images wider than high, 0 for the others."""
-    return (widths > heights).astype(np.int64)
-
-
 class ShardSampler(Sampler[list[int]]):
     """Evaluation batches of one process: every image once over all processes, none twice, none left out.
 
@@ -94,6 +89,11 @@ class ShardSampler(Sampler[list[int]]):
     def __init__(self, num_images: int, *, batch_size: int, rank: int = 0, world_size: int = 1) -> None:
         starts = range(rank * batch_size, num_images, world_size * batch_size)
         self._batches = [list(range(start, min(start + batch_size, num_images))) for start in starts]
+
+    @property
+    def num_own_images(self) -> int:
+        """Images of this process."""
+        return sum(len(batch) for batch in self._batches)
 
     def __len__(self) -> int:
         return len(self._batches)

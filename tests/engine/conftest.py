@@ -21,7 +21,7 @@ from pycocotools import mask as mask_api
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 
 from engine.cli import run_tool
-from engine.config import Config
+from engine.detection.config import DetectionConfig
 from engine.config_file import apply_overrides
 from engine.train import train
 

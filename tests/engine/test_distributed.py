@@ -17,10 +17,10 @@ from torch import Tensor
 from backbones.errors import UserError
 from engine.build import build_model, check_processes
 from engine.checkpoint import load_checkpoint
-from engine.config import Config
+from engine.detection.config import DetectionConfig
 from engine.config_file import dump_config
 from engine.distributed import World, start_world
-from engine.evaluate import evaluate_detector
+from engine.evaluate import evaluate
 from engine.predict import predict_images
 from engine.train import train
 from tests.engine.conftest import MASKS, write_coco
@@ -107,7 +107,7 @@ def test_batch_statistics_of_the_evaluation_are_those_of_the_checkpoint(
     """Each process has seen other images, so that their running means differ."""
     overrides = ("model.backbone.norm=bn", "model.head.box_score_thresh=0.0", "train.batch_size=4", *overrides)
     assert_succeeded(on_processes(2, train, make_config(*overrides, data=toy_data)))
-    evaluate_detector(str(tmp_path / "run" / "best.pt"), [], output_dir=str(tmp_path / "again"))
+    evaluate(str(tmp_path / "run" / "best.pt"), [], output_dir=str(tmp_path / "again"))
     results = (tmp_path / "again" / "bbox_results.json").read_text()
     assert results == (tmp_path / "run" / "eval" / "bbox_results.json").read_text()
     assert len(json.loads(results)) > 10
@@ -142,8 +142,8 @@ def test_a_run_may_go_on_with_other_processes(on_processes, make_config, tmp_pat
 def test_any_number_of_processes_scores_the_same(on_processes, trained, tmp_path, size, batch_size):
     """Seven images: no shard is as large as another."""
     source, overrides = str(trained.folder / "best.pt"), [f"eval.batch_size={batch_size}"]
-    evaluate_detector(source, overrides, output_dir=str(tmp_path / "alone"))
-    ended = on_processes(size, evaluate_detector, source, overrides, output_dir=str(tmp_path / "shared"))
+    evaluate(source, overrides, output_dir=str(tmp_path / "alone"))
+    ended = on_processes(size, evaluate, source, overrides, output_dir=str(tmp_path / "shared"))
     assert_succeeded(ended)
     for name in ("scores.json", "bbox_results.json", "segm_results.json"):
         assert (tmp_path / "shared" / name).read_text() == (tmp_path / "alone" / name).read_text(), name
@@ -153,10 +153,10 @@ def test_any_number_of_processes_scores_the_same(on_processes, trained, tmp_path
 
 def test_more_processes_than_images_score_the_same(on_processes, trained, few_data, tmp_path):
     overrides = [f"data.val.{key}={value}" for key, value in few_data.items()]
-    alone = evaluate_detector(str(trained.folder / "best.pt"), overrides, output_dir=str(tmp_path / "alone"))
+    alone = evaluate(str(trained.folder / "best.pt"), overrides, output_dir=str(tmp_path / "alone"))
     assert alone[0].stats["AP50"] > 0
     assert_succeeded(
-        on_processes(3, evaluate_detector, str(trained.folder / "best.pt"), overrides, output_dir=str(tmp_path / "shared"))
+        on_processes(3, evaluate, str(trained.folder / "best.pt"), overrides, output_dir=str(tmp_path / "shared"))
     )
     assert (tmp_path / "shared" / "scores.json").read_text() == (tmp_path / "alone" / "scores.json").read_text()
 

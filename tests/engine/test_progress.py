@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from engine import progress
-from engine.coco_eval import Score
+from engine.detection.coco_eval import Score
 from engine.distributed import World
 from engine.progress import Reporter, Speed, clock, peak_memory_gb
 

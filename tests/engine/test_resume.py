@@ -15,8 +15,8 @@ import engine.train
 from backbones.errors import UserError
 from engine.build import build_model
 from engine.checkpoint import load_checkpoint
-from engine.coco_eval import Score
-from engine.config import Config
+from engine.detection.coco_eval import Score
+from engine.detection.config import DetectionConfig
 from engine.tracking import JsonlTracker
 from engine.train import train
 from tests.engine.conftest import MASKS, toy_config, write_coco

@@ -18,8 +18,8 @@ from backbones import build_backbone
 from backbones.errors import UserError
 from engine.build import build_model
 from engine.checkpoint import load_checkpoint
-from engine.coco_eval import Score
-from engine.config import Config
+from engine.detection.coco_eval import Score
+from engine.detection.config import DetectionConfig
 from engine.config_file import load_config
 from engine.train import train
 from tests.engine.conftest import MASKS, write_coco
@@ -102,7 +102,7 @@ def test_an_evaluation_is_a_line_with_all_numbers(trained):
     (line,) = metrics(trained.folder, "eval")
     assert (line["step"], line["epoch"]) == (96, 32)
     for score in trained.scores:
-        assert line[score.iou_type] == {**score.stats, "per_class": score.per_class}
+        assert line[score.kind] == {**score.stats, "per_class": score.per_class}
 
 
 def test_tensorboard_shows_what_the_lines_say(trained):

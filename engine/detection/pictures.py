@@ -1,4 +1,4 @@
-"""Pictures of a run: validation images with their truth and predictions, and a sheet of augmented training samples."""
+"""Validation images with their truth and predictions."""
 
 from collections import defaultdict
 from pathlib import Path
@@ -11,7 +11,7 @@ from torch import Tensor
 from engine.data.annotations import Category
 from engine.data.dataset import CocoDataset
 from engine.data.masks import decode_segmentation
-from engine.draw import contact_sheet, draw_instances, save_picture, side_by_side
+from engine.draw import draw_instances, save_picture, side_by_side
 from engine.files import picture_names
 
 
@@ -59,16 +59,6 @@ def to_instances(rows: list[dict[str, Any]], categories: list[Category]) -> dict
         padded = [row["keypoints"] + [0.0] * (most - len(row["keypoints"])) for row in rows]
         instances["keypoints"] = torch.tensor(padded, dtype=torch.float32).reshape(len(rows), -1, 3)
     return instances
-
-
-def draw_samples(dataset: CocoDataset, *, count: int, epoch: int = 0) -> np.ndarray:
-    """A contact sheet (H, W, 3) of samples as the network is given them, boxes and masks drawn in."""
-    pictures, captions = [], []
-    for index in np.unique(np.linspace(0, len(dataset) - 1, num=min(count, len(dataset)), dtype=int)):
-        image, target = dataset[epoch, int(index)]
-        pictures.append(draw_instances(image, target, class_names=dataset.annotations.class_names))
-        captions.append(f"{Path(dataset.annotations.file_names[index]).name}  {image.shape[2]} x {image.shape[1]}")
-    return contact_sheet(pictures, captions=captions)
 
 
 def _decode(segmentation: dict[str, Any]) -> np.ndarray:

@@ -13,6 +13,7 @@ from backbones.errors import UserError
 from engine.data.annotations import check_box, check_segmentation, crowd_flag, object_area, read_coco_json
 from engine.data.keypoints import keypoint_names, keypoints_of
 from engine.data.masks import has_mask
+from engine.scores import Score
 
 IouType = Literal["bbox", "segm", "keypoints"]
 Backend = Literal["hotcoco", "pycocotools"]
@@ -29,17 +30,15 @@ _KEYPOINT_STATS = ("AP", "AP50", "AP75", "APm", "APl", "AR", "AR50", "AR75", "AR
 _AREAS = {"s": "small", "m": "medium", "l": "large"}
 
 
-@dataclass(frozen=True, slots=True)
-class Score:
-    """The summary numbers of one kind of result, and the AP of each class; -1 where there is nothing to find, as in COCO."""
+@dataclass(frozen=True)
+class CocoScore(Score):
+    """COCO's summary numbers of one kind of result, and the AP of each class; -1 where there is nothing to find."""
 
-    iou_type: IouType
-    stats: dict[str, float]
-    per_class: dict[str, float]
+    kind: IouType
 
     def lines(self) -> list[str]:
         """The numbers as COCO's tools print them."""
-        return [_summary_line(name, value, self.iou_type) for name, value in self.stats.items()]
+        return [_summary_line(name, value, self.kind) for name, value in self.stats.items()]
 
 
 def load_ground_truth(path: str | Path) -> dict[str, Any]:
@@ -78,7 +77,7 @@ def score_results(
     iou_type: IouType,
     backend: Backend = "hotcoco",
     keypoint_sigmas: Sequence[float] | None = None,
-) -> Score:
+) -> CocoScore:
     """Score COCO results against the ground truth.
 
     Args:
@@ -109,7 +108,8 @@ def score_results(
             float(values.mean()) if values.size else -1.0
         )
     names = _KEYPOINT_STATS if iou_type == "keypoints" else _BOX_STATS
-    return Score(iou_type, dict(zip(names, (float(value) for value in stats), strict=True)), per_class)
+    named = dict(zip(names, (float(value) for value in stats), strict=True))
+    return CocoScore(kind=iou_type, measure="AP", stats=named, per_class=per_class)
 
 
 def _with_keypoints(truth: dict[str, Any]) -> dict[str, Any]:

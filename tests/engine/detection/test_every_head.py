@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from engine.checkpoint import load_checkpoint
-from engine.evaluate import evaluate_detector
+from engine.evaluate import evaluate
 from engine.predict import predict_images
 from engine.train import train
 from heads import list_detectors
@@ -58,7 +58,7 @@ def test_a_head_is_trained_evaluated_saved_and_used(head, make_config, data_with
     )
     scores = train(config)
     expected = ["bbox", *(kind for name, kind in SCORED.items() if name in head)]
-    assert [score.iou_type for score in scores] == expected
+    assert [score.kind for score in scores] == expected
     for score in scores:
         assert -1 <= score.stats["AP"] <= 1
     folder = Path(config.output_dir)
@@ -68,7 +68,7 @@ def test_a_head_is_trained_evaluated_saved_and_used(head, make_config, data_with
     checkpoint = load_checkpoint(folder / "best.pt")
     model = checkpoint.build_model(checkpoint.load_config())
     assert not model.training
-    again = evaluate_detector(str(folder / "best.pt"), [])
+    again = evaluate(str(folder / "best.pt"), [])
     assert [score.stats for score in again] == [score.stats for score in scores]
     rows = predict_images(
         str(folder / "best.pt"), [data_with_keypoints["images"]], output_dir=str(tmp_path / "out"), device="cpu"
@@ -83,7 +83,7 @@ def test_keypoints_of_other_numbers_are_refused_by_a_checkpoint(make_config, dat
     config = make_config(f"model.head={options}", data=data_with_keypoints)
     train(config)
     with pytest.raises(ValueError, match="other classes than"):
-        evaluate_detector(str(Path(config.output_dir) / "best.pt"), [f"data.val.annotations={toy_data['annotations']}"])
+        evaluate(str(Path(config.output_dir) / "best.pt"), [f"data.val.annotations={toy_data['annotations']}"])
 
 
 def test_keypoints_survive_the_checkpoint(make_config, data_with_keypoints):

@@ -14,7 +14,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from backbones.errors import UserError
-from engine.coco_eval import Score, load_ground_truth, score_results
+from engine.detection.coco_eval import Score, load_ground_truth, score_results
 from engine.evaluate import evaluate_results
 
 BACKENDS = ["hotcoco", "pycocotools"]

@@ -14,11 +14,11 @@ from torch import nn
 
 from backbones.errors import UserError
 from engine.build import build_model, build_validation_set
-from engine.coco_eval import Score
+from engine.detection.coco_eval import Score
 from engine.data.annotations import load_annotations
 from engine.data.dataset import CocoDataset
 from engine.distributed import World
-from engine.evaluate import evaluate_detector, predict_dataset, score_predictions
+from engine.evaluate import evaluate, predict_dataset, score_predictions
 from engine.train import train
 
 ALONE = World(0, 1, torch.device("cpu"))
@@ -74,7 +74,7 @@ def test_a_model_that_knows_the_truth_scores_one_whatever_the_batches(dataset, b
     path, with_masks = dataset.annotations.path, dataset.with_masks
     iou_types = ["bbox", "segm"][: 1 + with_masks]
     scores = score_predictions(rows, path, iou_types=iou_types, backend="hotcoco")
-    assert [score.iou_type for score in scores] == iou_types
+    assert [score.kind for score in scores] == iou_types
     for score in scores:
         assert score.stats["AP"] == pytest.approx(1)
         assert score.stats["AR100"] == pytest.approx(1)
@@ -183,7 +183,7 @@ def printed_numbers(text: str) -> list[str]:
 @pytest.mark.parametrize("backend", ["hotcoco", "pycocotools"])
 def test_a_checkpoint_scores_what_its_training_said(trained, capsys, tmp_path, backend):
     overrides = [f"eval.backend={backend}"]
-    scores = evaluate_detector(str(trained.folder / "best.pt"), overrides, output_dir=str(tmp_path / "out"))
+    scores = evaluate(str(trained.folder / "best.pt"), overrides, output_dir=str(tmp_path / "out"))
     assert own_stats(scores) == own_stats(trained.scores)
     assert printed_numbers(capsys.readouterr().out) == [line for score in trained.scores for line in score.lines()]
     for name in ("bbox_results.json", "segm_results.json"):
@@ -191,31 +191,31 @@ def test_a_checkpoint_scores_what_its_training_said(trained, capsys, tmp_path, b
 
 
 def test_a_config_with_weights_scores_as_the_checkpoint(trained):
-    scores = evaluate_detector(str(trained.folder / "config.yaml"), [], weights=str(trained.folder / "best.pt"))
+    scores = evaluate(str(trained.folder / "config.yaml"), [], weights=str(trained.folder / "best.pt"))
     assert own_stats(scores) == own_stats(trained.scores)
 
 
 def test_nothing_is_written_unless_a_folder_is_named(trained, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    evaluate_detector(str(trained.folder / "best.pt"), ["eval.batch_size=4"])
+    evaluate(str(trained.folder / "best.pt"), ["eval.batch_size=4"])
     assert list(tmp_path.iterdir()) == []
 
 
 def test_another_validation_set_can_be_named(trained, square_data):
     overrides = [f"data.val.{key}={value}" for key, value in square_data.items()]
-    scores = evaluate_detector(str(trained.folder / "best.pt"), overrides)
+    scores = evaluate(str(trained.folder / "best.pt"), overrides)
     assert own_stats(scores) != own_stats(trained.scores)
 
 
 def test_a_config_without_weights_is_refused(trained):
     with pytest.raises(UserError, match="has no trained weights: add --weights PATH"):
-        evaluate_detector(str(trained.folder / "config.yaml"), [])
+        evaluate(str(trained.folder / "config.yaml"), [])
 
 
 def test_a_folder_that_cannot_be_written_to_is_refused(trained, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot be written"):
-        evaluate_detector(str(trained.folder / "best.pt"), [], output_dir=str(tmp_path / "file" / "out"))
+        evaluate(str(trained.folder / "best.pt"), [], output_dir=str(tmp_path / "file" / "out"))
 
 
 def test_a_validation_set_without_objects_scores_minus_one_and_still_gives_weights(make_config, toy_data, tmp_path):

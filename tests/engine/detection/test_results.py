@@ -11,7 +11,7 @@ from pycocotools import mask as mask_api
 from backbones.errors import UserError
 from engine.data.annotations import Category
 from engine.pictures import to_instances
-from engine.results import check_results, read_results, rows_of_type, to_rows
+from engine.detection.results import check_results, read_results, rows_of_type, to_rows
 
 CATEGORIES = [Category(3, "bar"), Category(44, "square"), Category(90, "never")]
 ROW = {"image_id": 1, "category_id": 3, "bbox": [1, 2, 3, 4], "score": 0.5}

@@ -1,0 +1,102 @@
+"""The one place that turns a detector's config into objects."""
+
+import numpy as np
+from torch import nn
+
+from backbones.errors import UserError
+from engine.build import build_pyramid, find_data
+from engine.data.annotations import load_annotations
+from engine.data.augmentations import RESIZING, build_transforms
+from engine.data.dataset import CocoDataset
+from engine.data.pipeline import Augmentation
+from engine.detection.coco_eval import IouType
+from engine.detection.config import DetectionConfig
+from engine.distributed import World
+from heads import build_detector
+from heads.registry import besides_boxes
+
+
+def build_model(config: DetectionConfig, *, num_classes: int, load_weights: bool, num_keypoints: int = 0) -> nn.Module:
+    """The detector of a config.
+
+    Args:
+        num_classes: number of classes, the background counted.
+        num_keypoints: keypoints of an object, for heads that predict them.
+        load_weights: whether to load the backbone's weights; a checkpoint brings its own.
+
+    Raises:
+        UserError: weights that cannot be had or do not fit.
+    """
+    backbone = build_pyramid(config.model.backbone, config.model.pyramid, load_weights=load_weights)
+    return build_detector(
+        config.model.head.name,
+        backbone,
+        num_classes,
+        min_size=evaluation_size(config),
+        max_size=config.data.max_size,
+        resize_in_training=False,
+        **({"num_keypoints": num_keypoints} if "keypoints" in besides_boxes(config.model.head.name) else {}),
+        **config.model.head.options(),
+    )
+
+
+def evaluation_size(config: DetectionConfig) -> int:
+    """The shorter side of an image in evaluation, pixels."""
+    return max(np.atleast_1d(config.data.min_size).tolist())
+
+
+def iou_types(config: DetectionConfig) -> list[IouType]:
+    """What the predictions of a config's detector are scored as, boxes first."""
+    types: dict[str, IouType] = {"masks": "segm", "keypoints": "keypoints"}
+    return ["bbox", *(types[kind] for kind in besides_boxes(config.model.head.name))]
+
+
+def build_training_set(config: DetectionConfig, *, world: World | None = None) -> CocoDataset:
+    """The augmented training set, with the masks or keypoints that the head is trained on.
+
+    Raises:
+        UserError: files that are missing or malformed; masks or keypoints that are needed and not there.
+    """
+    paths = find_data(config.data.train, split="train", world=world)
+    annotations = load_annotations(paths.annotations)
+    kinds = besides_boxes(config.model.head.name)
+    with_masks, with_keypoints = "masks" in kinds, "keypoints" in kinds
+    if with_masks and not annotations.has_masks:
+        raise UserError(
+            f"{paths.annotations} has no masks (`segmentation`), which {config.model.head.name} is trained on. "
+            "Use model.head.name=faster_rcnn."
+        )
+    if with_keypoints and not (annotations.num_keypoints and annotations.keypoints[..., 2].any()):
+        raise UserError(
+            f"{paths.annotations} has no keypoints, which {config.model.head.name} is trained on: `keypoints`, their names, in "
+            "each category, and `keypoints`, x, y and visibility of each, in the annotations. Or use another head."
+        )
+    if not len(annotations.boxes):
+        raise UserError(f"{paths.annotations} has no usable object: there is nothing to learn.")
+    steps = config.data.augmentations
+    brings_to_size = any(step.name in RESIZING for step in steps)
+    augmentation = Augmentation(
+        [transform for step in steps for transform in build_transforms(step.name, step.options())],
+        min_sizes=None if brings_to_size else np.atleast_1d(config.data.min_size).tolist(),
+        max_size=config.data.max_size,
+        mirrored_keypoints=annotations.mirrored_keypoints if with_keypoints else None,
+    )
+    return CocoDataset(
+        paths.images,
+        annotations,
+        augmentation=augmentation,
+        with_masks=with_masks,
+        with_keypoints=with_keypoints,
+        seed=config.seed,
+        aspect_ratio_grouping=config.data.aspect_ratio_grouping,
+    )
+
+
+def build_validation_set(config: DetectionConfig, *, world: World | None = None) -> CocoDataset:
+    """The validation set, images as they are: the model resizes them.
+
+    Raises:
+        UserError: files that are missing or malformed.
+    """
+    paths = find_data(config.data.val, split="val", world=world)
+    return CocoDataset(paths.images, load_annotations(paths.annotations), seed=config.seed)

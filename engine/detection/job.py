@@ -1,0 +1,98 @@
+"""Detection as a job of the engine."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import Tensor, nn
+
+from engine.data.annotations import Category
+from engine.data.dataset import CocoDataset
+from engine.detection.build import build_model, build_training_set, build_validation_set, iou_types
+from engine.detection.config import DetectionConfig
+from engine.detection.evaluate import DetectionEvaluation
+from engine.detection.results import to_rows
+from engine.detection.weights import load_detector_weights
+from engine.distributed import World
+from engine.draw import draw_instances, save_picture
+from engine.job import Job
+
+
+class DetectionJob(Job[DetectionConfig]):
+    """Boxes, and what besides them the head predicts, on data in COCO's format; scored with COCO's numbers."""
+
+    config_class = DetectionConfig
+
+    def build_training_set(self, world: World | None = None) -> CocoDataset:
+        """The augmented training set, with the masks or keypoints that the head is trained on."""
+        return build_training_set(self.config, world=world)
+
+    def build_validation_set(self, world: World | None = None) -> CocoDataset:
+        """The validation set, images as they are: the model resizes them."""
+        return build_validation_set(self.config, world=world)
+
+    def build_model(self, categories: Sequence[Category], *, load_weights: bool) -> nn.Module:
+        """A detector of torchvision's kind."""
+        num_keypoints = max(len(category.keypoints) for category in categories)
+        return build_model(self.config, num_classes=len(categories) + 1, num_keypoints=num_keypoints, load_weights=load_weights)
+
+    def load_weights(self, model: nn.Module, path: str, dataset: CocoDataset) -> None:
+        """Load a checkpoint of ours, or torchvision's state dict of the same detector."""
+        load_detector_weights(model, path, dataset)
+
+    def losses(self, model: nn.Module, images: list[Tensor], targets: list[dict[str, Any]]) -> dict[str, Tensor]:
+        """The detector's own."""
+        return model(images, targets)
+
+    def predict(self, model: nn.Module, images: list[Tensor]) -> list[dict[str, Tensor]]:
+        """torchvision's dicts, in each image's own pixels."""
+        return model(images)
+
+    def start_evaluation(self, dataset: CocoDataset) -> DetectionEvaluation:
+        """Scored as the head's kinds of result."""
+        return DetectionEvaluation(dataset, iou_types=iou_types(self.config), config=self.config.eval)
+
+    def describe(self, training_set: CocoDataset, validation_set: CocoDataset) -> list[str]:
+        """Head and backbone, counts, and what was left out."""
+        table = training_set.annotations
+        training = f"{len(table)} training images with {len(table.boxes)} objects of {len(table.categories)} classes"
+        lines = [
+            f"{self.config.model.head.name} on {self.config.model.backbone.name}",
+            f"{training}, {len(validation_set)} validation images",
+        ]
+        if table.num_dropped:
+            lines.append(f"left out: {table.num_dropped} training objects whose box has no width or height within its image")
+        return lines
+
+    def draw_sample(self, dataset: CocoDataset, image: Tensor, target: dict[str, Any]) -> np.ndarray:
+        """The image with its boxes, masks, keypoints and names."""
+        return draw_instances(image, target, class_names=dataset.annotations.class_names)
+
+    def describe_classes(self, dataset: CocoDataset) -> list[str]:
+        """The number of objects of each class."""
+        table = dataset.annotations
+        crowds = int(table.iscrowd.sum())
+        return [
+            f"{len(table.boxes)} objects, {crowds} of them crowd regions, in {len(table.categories)} classes:",
+            *(
+                f"  {category.name:<20} {int((table.labels == label).sum()):>8}"
+                for label, category in enumerate(table.categories, start=1)
+            ),
+        ]
+
+    def present(
+        self,
+        image: np.ndarray,
+        prediction: dict[str, Tensor],
+        categories: Sequence[Category],
+        *,
+        picture: Path,
+        score_threshold: float,
+    ) -> tuple[str, list[dict[str, Any]]]:
+        """The objects that score enough are drawn; COCO results rows of all, with an `image_id` of 0."""
+        prediction = {key: value.cpu() for key, value in prediction.items()}
+        names = ["background", *(category.name for category in categories)]
+        save_picture(draw_instances(image, prediction, class_names=names, score_threshold=score_threshold), picture)
+        drawn = int((prediction["scores"] >= score_threshold).sum())
+        return f"{drawn} objects -> {picture}", to_rows(0, prediction, categories)
