@@ -21,8 +21,8 @@ from pycocotools import mask as mask_api
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 
 from engine.cli import run_tool
-from engine.detection.config import DetectionConfig
 from engine.config_file import apply_overrides
+from engine.detection.config import DetectionConfig
 from engine.train import train
 
 # Neither in order nor without gaps; the last never occurs.
@@ -110,11 +110,13 @@ def _segmentation(mask: np.ndarray, box: list[int], form: str) -> Any:
     return {"size": list(mask.shape), "counts": [0, *counts] if flat[0] else counts}
 
 
-def toy_config(*overrides: str, data: dict[str, str], val: dict[str, str] | None = None, output_dir: Path) -> Config:
+def toy_config(*overrides: str, data: dict[str, str], val: dict[str, str] | None = None, output_dir: Path) -> DetectionConfig:
     """The toy detector on `data`, validated on the same unless `val` is given, with `key=value` overrides."""
     content = copy.deepcopy(TOY) | {"output_dir": str(output_dir)}
     content["data"] |= {"train": dict(data), "val": dict(val or data)}
-    return apply_overrides(content, overrides, origin="the toy config")
+    config = apply_overrides(content, overrides, origin="the toy config")
+    assert isinstance(config, DetectionConfig)
+    return config
 
 
 _TRAINED: list[SimpleNamespace] = []
@@ -154,13 +156,13 @@ def few_data(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 
 @pytest.fixture
-def make_config(toy_data: dict[str, str], few_data: dict[str, str], tmp_path: Path) -> Callable[..., Config]:
+def make_config(toy_data: dict[str, str], few_data: dict[str, str], tmp_path: Path) -> Callable[..., DetectionConfig]:
     """A function from overrides to a config of the toy detector; the run goes into `tmp_path / name`.
 
     It trains on `toy_data` and is validated on `few_data`; where `data` is given, on that for both.
     """
 
-    def make(*overrides: str, data: dict[str, str] | None = None, name: str = "run") -> Config:
+    def make(*overrides: str, data: dict[str, str] | None = None, name: str = "run") -> DetectionConfig:
         return toy_config(*overrides, data=data or toy_data, val=data or few_data, output_dir=tmp_path / name)
 
     return make
@@ -181,15 +183,15 @@ FORKSERVER.set_forkserver_preload([__name__, "torch.utils.tensorboard"])
 
 @pytest.fixture
 def on_processes(tmp_path: Path) -> Callable[..., list[SimpleNamespace]]:
-    """A function that runs a job on several processes as torchrun would, and gives each one's exit `status` and `output`."""
+    """A function that calls one on several processes as torchrun would, and gives each one's exit `status` and `output`."""
 
-    def run(size: int, job: Callable[..., Any], *arguments: Any, **options: Any) -> list[SimpleNamespace]:
+    def run(size: int, function: Callable[..., Any], /, *arguments: Any, **options: Any) -> list[SimpleNamespace]:
         with socket.socket() as one:
             one.bind(("127.0.0.1", 0))
             port = one.getsockname()[1]
         outputs = [tmp_path / f"output {rank} of {size}" for rank in range(size)]
         processes = [
-            FORKSERVER.Process(target=_process, args=(rank, size, port, outputs[rank], job, arguments, options))
+            FORKSERVER.Process(target=_process, args=(rank, size, port, outputs[rank], function, arguments, options))
             for rank in range(size)
         ]
         for process in processes:
@@ -209,9 +211,9 @@ def on_processes(tmp_path: Path) -> Callable[..., list[SimpleNamespace]]:
     return run
 
 
-def _process(rank: int, size: int, port: int, output: Path, job: Callable[..., Any], arguments: Any, options: Any) -> None:
+def _process(rank: int, size: int, port: int, output: Path, function: Callable[..., Any], arguments: Any, options: Any) -> None:
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(size)}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     torch.set_num_threads(1)
     with output.open("w", buffering=1) as file, contextlib.redirect_stdout(file), contextlib.redirect_stderr(file):
-        run_tool(lambda: job(*arguments, **options))
+        run_tool(lambda: function(*arguments, **options))

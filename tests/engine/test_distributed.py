@@ -15,10 +15,11 @@ import torch
 from torch import Tensor
 
 from backbones.errors import UserError
-from engine.build import build_model, check_processes
+from engine.build import check_processes
 from engine.checkpoint import load_checkpoint
-from engine.detection.config import DetectionConfig
 from engine.config_file import dump_config
+from engine.detection.build import build_model
+from engine.detection.config import DetectionConfig
 from engine.distributed import World, start_world
 from engine.evaluate import evaluate
 from engine.predict import predict_images
@@ -47,7 +48,7 @@ def distance(first: dict[str, Tensor], second: dict[str, Tensor]) -> float:
     return float(torch.cat([(first[key] - second[key]).flatten() for key in first]).norm())
 
 
-def initial_weights(config: Config) -> dict[str, Tensor]:
+def initial_weights(config: DetectionConfig) -> dict[str, Tensor]:
     torch.manual_seed(config.seed)
     return build_model(config, num_classes=4, load_weights=True).state_dict()
 
@@ -107,14 +108,14 @@ def test_batch_statistics_of_the_evaluation_are_those_of_the_checkpoint(
     """Each process has seen other images, so that their running means differ."""
     overrides = ("model.backbone.norm=bn", "model.head.box_score_thresh=0.0", "train.batch_size=4", *overrides)
     assert_succeeded(on_processes(2, train, make_config(*overrides, data=toy_data)))
-    evaluate(str(tmp_path / "run" / "best.pt"), [], output_dir=str(tmp_path / "again"))
+    evaluate(str(tmp_path / "run" / "best.pt"), [], job="detection", output_dir=str(tmp_path / "again"))
     results = (tmp_path / "again" / "bbox_results.json").read_text()
     assert results == (tmp_path / "run" / "eval" / "bbox_results.json").read_text()
     assert len(json.loads(results)) > 10
 
 
 def test_a_resumed_run_of_two_processes_ends_as_one_that_was_not_stopped(on_processes, make_config, tmp_path):
-    def config(epochs: int, name: str) -> Config:
+    def config(epochs: int, name: str) -> DetectionConfig:
         schedule = ("schedule.milestones=[9.0]", "train.ema={decay: 0.9}", "data.augmentations=[{name: horizontal_flip}]")
         return make_config("train.batch_size=4", f"train.epochs={epochs}", *schedule, *MASKS, name=name)
 
@@ -142,8 +143,8 @@ def test_a_run_may_go_on_with_other_processes(on_processes, make_config, tmp_pat
 def test_any_number_of_processes_scores_the_same(on_processes, trained, tmp_path, size, batch_size):
     """Seven images: no shard is as large as another."""
     source, overrides = str(trained.folder / "best.pt"), [f"eval.batch_size={batch_size}"]
-    evaluate(source, overrides, output_dir=str(tmp_path / "alone"))
-    ended = on_processes(size, evaluate, source, overrides, output_dir=str(tmp_path / "shared"))
+    evaluate(source, overrides, job="detection", output_dir=str(tmp_path / "alone"))
+    ended = on_processes(size, evaluate, source, overrides, job="detection", output_dir=str(tmp_path / "shared"))
     assert_succeeded(ended)
     for name in ("scores.json", "bbox_results.json", "segm_results.json"):
         assert (tmp_path / "shared" / name).read_text() == (tmp_path / "alone" / name).read_text(), name
@@ -153,10 +154,12 @@ def test_any_number_of_processes_scores_the_same(on_processes, trained, tmp_path
 
 def test_more_processes_than_images_score_the_same(on_processes, trained, few_data, tmp_path):
     overrides = [f"data.val.{key}={value}" for key, value in few_data.items()]
-    alone = evaluate(str(trained.folder / "best.pt"), overrides, output_dir=str(tmp_path / "alone"))
+    alone = evaluate(str(trained.folder / "best.pt"), overrides, job="detection", output_dir=str(tmp_path / "alone"))
     assert alone[0].stats["AP50"] > 0
     assert_succeeded(
-        on_processes(3, evaluate, str(trained.folder / "best.pt"), overrides, output_dir=str(tmp_path / "shared"))
+        on_processes(
+            3, evaluate, str(trained.folder / "best.pt"), overrides, job="detection", output_dir=str(tmp_path / "shared")
+        )
     )
     assert (tmp_path / "shared" / "scores.json").read_text() == (tmp_path / "alone" / "scores.json").read_text()
 

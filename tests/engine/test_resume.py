@@ -11,12 +11,14 @@ import pytest
 import torch
 from torch import nn
 
+import engine.detection.job
 import engine.train
 from backbones.errors import UserError
-from engine.build import build_model
 from engine.checkpoint import load_checkpoint
-from engine.detection.coco_eval import Score
+from engine.detection.build import build_model
+from engine.detection.coco_eval import CocoScore
 from engine.detection.config import DetectionConfig
+from engine.detection.evaluate import DetectionEvaluation
 from engine.tracking import JsonlTracker
 from engine.train import train
 from tests.engine.conftest import MASKS, toy_config, write_coco
@@ -49,7 +51,7 @@ def uninterrupted(tmp_path_factory) -> SimpleNamespace:
 
 @pytest.fixture
 def stateful(uninterrupted, tmp_path):
-    def make(*overrides: str) -> Config:
+    def make(*overrides: str) -> DetectionConfig:
         return toy_config(*STATEFUL, *overrides, data=uninterrupted.data, output_dir=tmp_path / "run")
 
     return make
@@ -98,7 +100,7 @@ def stop_after(monkeypatch, *, epoch: int | None = None, step: int | None = None
     monkeypatch.setattr(JsonlTracker, "log", log_and_stop)
 
 
-def stopped_run(config: Config, **when: int) -> None:
+def stopped_run(config: DetectionConfig, **when: int) -> None:
     with pytest.MonkeyPatch.context() as patch:
         stop_after(patch, **when)
         with pytest.raises(Killed):
@@ -139,7 +141,7 @@ def test_stopped_within_an_epoch_and_resumed_it_ends_the_same(stateful, uninterr
     assert_same_end(tmp_path / "run", uninterrupted.folder)
 
 
-def _train_and_be_killed(config: Config) -> None:
+def _train_and_be_killed(config: DetectionConfig) -> None:
     """The sixth checkpoint is half written when SIGKILL comes; the third was best.pt."""
     save, calls = torch.save, []
 
@@ -167,7 +169,7 @@ def test_killed_while_it_wrote_a_checkpoint_and_resumed_it_ends_the_same(statefu
 
 @pytest.mark.parametrize("override", ["optimizer.name=adamw", "train.precision=fp16"])
 def test_the_state_of_other_optimizers_and_of_the_loss_scale_comes_back(make_config, few_data, tmp_path, override):
-    def config(name: str) -> Config:
+    def config(name: str) -> DetectionConfig:
         return make_config(override, "optimizer.lr=0.001", "train.epochs=2", "eval.every_epochs=2", data=few_data, name=name)
 
     train(config("whole"))
@@ -186,11 +188,11 @@ def test_what_layers_draw_at_random_comes_back(make_config, few_data, tmp_path, 
         model.roi_heads.box_head.register_forward_hook(lambda head, _, out: nn.functional.dropout(out, 0.5, head.training))
         return model
 
-    def config(name: str) -> Config:
+    def config(name: str) -> DetectionConfig:
         return make_config("train.epochs=2", "eval.every_epochs=2", data=few_data, name=name)
 
     train(config("without"))
-    monkeypatch.setattr(engine.train, "build_model", build_with_dropout)
+    monkeypatch.setattr(engine.detection.job, "build_model", build_with_dropout)
     train(config("whole"))
     stopped_run(config("stopped"), epoch=1)
     torch.manual_seed(5)
@@ -202,7 +204,7 @@ def test_what_layers_draw_at_random_comes_back(make_config, few_data, tmp_path, 
 
 def test_a_resumed_run_knows_the_best_score_so_far(make_config, tmp_path, monkeypatch):
     scores = iter([0.5, 0.3, 0.4, 0.6])
-    monkeypatch.setattr(engine.train, "score_predictions", lambda *_, **__: [Score("bbox", {"AP": next(scores)}, {})])
+    monkeypatch.setattr(DetectionEvaluation, "score", lambda *_: [CocoScore("bbox", "AP", {"AP": next(scores)}, {})])
     stopped_run(make_config(*SHORT, "train.epochs=4"), epoch=1)
     best = []
     with pytest.MonkeyPatch.context() as patch:

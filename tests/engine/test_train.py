@@ -16,11 +16,13 @@ from torch import Tensor
 import engine.train
 from backbones import build_backbone
 from backbones.errors import UserError
-from engine.build import build_model
 from engine.checkpoint import load_checkpoint
-from engine.detection.coco_eval import Score
-from engine.detection.config import DetectionConfig
 from engine.config_file import load_config
+from engine.detection.build import build_model
+from engine.detection.coco_eval import CocoScore
+from engine.detection.config import DetectionConfig
+from engine.detection.evaluate import DetectionEvaluation
+from engine.evaluate import run_evaluation
 from engine.train import train
 from tests.engine.conftest import MASKS, write_coco
 
@@ -33,12 +35,12 @@ def metrics(folder: Path, kind: str) -> list[dict[str, Any]]:
     return [line for line in lines if line["kind"] == kind]
 
 
-def trained_weights(config: Config, name: str = "last.pt") -> dict[str, Tensor]:
+def trained_weights(config: DetectionConfig, name: str = "last.pt") -> dict[str, Tensor]:
     train(config)
     return load_checkpoint(Path(config.output_dir) / name).model
 
 
-def initial_weights(config: Config) -> dict[str, Tensor]:
+def initial_weights(config: DetectionConfig) -> dict[str, Tensor]:
     torch.manual_seed(config.seed)
     return build_model(config, num_classes=4, load_weights=True).state_dict()
 
@@ -152,7 +154,7 @@ def test_evaluation_comes_every_so_many_epochs_and_after_the_last(make_config, t
 def test_best_is_written_only_when_the_score_gets_better(make_config, monkeypatch):
     written = []
     scores = iter([0.1, 0.5, 0.3, 0.5, 0.6])
-    monkeypatch.setattr(engine.train, "score_predictions", lambda *_, **__: [Score("bbox", {"AP": next(scores)}, {})])
+    monkeypatch.setattr(DetectionEvaluation, "score", lambda *_: [CocoScore("bbox", "AP", {"AP": next(scores)}, {})])
     monkeypatch.setattr(engine.train, "save_checkpoint", lambda path, **_: written.append(path.name))
     train(make_config("train.epochs=5", *ONE_STEP))
     assert written == ["best.pt", "last.pt"] * 2 + ["last.pt"] * 2 + ["best.pt", "last.pt"]
@@ -162,9 +164,9 @@ def test_masks_decide_which_weights_are_best_where_there_are_any(make_config, mo
     written = []
     scores = iter([(0.1, 0.5), (0.9, 0.4), (0.2, 0.6)])
     monkeypatch.setattr(
-        engine.train,
-        "score_predictions",
-        lambda *_, **__: [Score(kind, {"AP": ap}, {}) for kind, ap in zip(("bbox", "segm"), next(scores), strict=True)],
+        DetectionEvaluation,
+        "score",
+        lambda *_: [CocoScore(kind, "AP", {"AP": ap}, {}) for kind, ap in zip(("bbox", "segm"), next(scores), strict=True)],
     )
     monkeypatch.setattr(engine.train, "save_checkpoint", lambda path, **_: written.append(path.name))
     train(make_config("train.epochs=3", *MASKS, *ONE_STEP))
@@ -362,7 +364,12 @@ def test_the_average_of_the_weights_is_what_is_used_and_both_are_kept(make_confi
 
 def test_the_average_is_what_is_evaluated(make_config, monkeypatch):
     evaluated = []
-    monkeypatch.setattr(engine.train, "predict_dataset", lambda model, *_, **__: (evaluated.append(model.state_dict()), [])[1])
+
+    def note_and_run(job, model, *arguments, **options):
+        evaluated.append(model.state_dict())
+        return run_evaluation(job, model, *arguments, **options)
+
+    monkeypatch.setattr(engine.train, "run_evaluation", note_and_run)
     config = make_config("train.ema={decay: 0.9}", "train.epochs=1", "train.batch_size=2")
     assert_equal(trained_weights(config), evaluated[0])
 
