@@ -91,6 +91,27 @@ def test_without_augmentation_the_sample_is_the_file(make_dataset, noise_set):
         assert mask.sum() == (bottom - top) * (right - left)
 
 
+def test_a_set_says_its_classes_its_file_and_the_names_of_its_images(make_dataset, noise_set, minimal, write_json, tmp_path):
+    dataset = make_dataset()
+    assert [(category.id, category.name) for category in dataset.categories] == [(2, "b"), (5, "a")]
+    assert dataset.path == noise_set[1]
+    assert [dataset.name_of(index) for index in (0, 5)] == ["0.png", "5.png"]
+    minimal["images"][0]["file_name"] = "some/folder/a.png"
+    assert CocoDataset(tmp_path, load_annotations(write_json(minimal))).name_of(0) == "a.png"
+
+
+def test_images_are_grouped_by_whether_they_are_wide(minimal, write_json, tmp_path):
+    sizes = ((640, 480), (480, 640), (500, 500), (501, 500))
+    minimal["images"] = [
+        {"id": 7 + number, "file_name": f"{number}.png", "width": width, "height": height}
+        for number, (width, height) in enumerate(sizes)
+    ]
+    annotations = load_annotations(write_json(minimal))
+    groups = CocoDataset(tmp_path, annotations, aspect_ratio_grouping=True).shape_groups()
+    assert groups.tolist() == [1, 0, 0, 1]
+    assert CocoDataset(tmp_path, annotations).shape_groups() is None
+
+
 def test_objects_without_a_mask_are_left_out_where_masks_are_asked_for(minimal, write_json, tmp_path):
     square = [[2, 2, 8, 2, 8, 8, 2, 8]]
     minimal["annotations"] = [

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.data.sampler import GlobalBatchSampler, ShardSampler, aspect_groups
+from engine.data.sampler import GlobalBatchSampler, ShardSampler
 
 counts = st.integers(1, 60)
 seeds = st.integers(0, 1000)
@@ -143,10 +143,6 @@ def test_groups_come_in_no_fixed_order():
     assert order not in (sorted(order), sorted(order, reverse=True))
 
 
-def test_images_are_grouped_by_whether_they_are_wide():
-    assert aspect_groups(np.array([640, 480, 500, 501]), np.array([480, 640, 500, 500])).tolist() == [1, 0, 0, 1]
-
-
 # ---- Evaluation ----
 
 
@@ -155,6 +151,8 @@ def test_images_are_grouped_by_whether_they_are_wide():
 def test_shards_are_an_exact_partition_in_the_batches_of_one_process(world_size, num_images, batch_size):
     shards = [ShardSampler(num_images, batch_size=batch_size, rank=r, world_size=world_size) for r in range(world_size)]
     assert [len(shard) for shard in shards] == [len(list(shard)) for shard in shards]
+    assert [shard.num_own_images for shard in shards] == [sum(map(len, shard)) for shard in shards]
+    assert sum(shard.num_own_images for shard in shards) == num_images
     assert max(map(len, shards)) - min(map(len, shards)) <= 1
     alone = list(ShardSampler(num_images, batch_size=batch_size))
     assert [index for batch in alone for index in batch] == list(range(num_images))
