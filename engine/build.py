@@ -128,7 +128,7 @@ def build_optimizer(config: RunConfig, model: nn.Module) -> torch.optim.Optimize
 
 
 def build_schedule(config: RunConfig, *, steps_per_epoch: int) -> Callable[[int], float]:
-    """The learning rate's factor as a function of the step, from 0: a linear warm-up, then steps down or a half cosine."""
+    """The learning rate's factor by the step, from 0: a linear warm-up, then steps down, a half cosine or a power."""
     schedule = config.schedule
     total = config.train.epochs * steps_per_epoch
     warmup = min(schedule.warmup_steps, total // 5)
@@ -139,6 +139,8 @@ def build_schedule(config: RunConfig, *, steps_per_epoch: int) -> Callable[[int]
             return schedule.warmup_factor + (1 - schedule.warmup_factor) * step / warmup
         if schedule.name == "cosine":
             return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, total - warmup)))
+        if schedule.name == "poly":
+            return float((1 - (step - warmup) / max(1, total - warmup)) ** schedule.power)
         return float(schedule.gamma ** sum(step >= milestone for milestone in milestones))
 
     return factor

@@ -170,10 +170,12 @@ class OptimizerConfig(Section):
 
 
 class ScheduleConfig(Section):
-    name: Literal["multistep", "cosine"] = "multistep"
+    name: Literal["multistep", "cosine", "poly"] = "multistep"
     milestones: list[PositiveFloat] = Field(default_factory=lambda: [2 / 3, 11 / 12])
     """When multistep multiplies the learning rate by gamma: fractions of the whole run up to 1, or epochs above 1."""
     gamma: PositiveFloat = 0.1
+    power: PositiveFloat = 0.9
+    """Of poly: the learning rate falls as this power of the share of the run that is left."""
     warmup_steps: Annotated[int, Field(ge=0)] = 500
     """Steps over which the learning rate rises linearly from warmup_factor of itself; at most a fifth of the run."""
     warmup_factor: Fraction = 0.001

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
-from torch.optim.lr_scheduler import CosineAnnealingLR, MultiStepLR
+from torch.optim.lr_scheduler import CosineAnnealingLR, MultiStepLR, PolynomialLR
 
 import backbones.registry
 from backbones.errors import UserError
@@ -274,6 +274,12 @@ def test_cosine_is_torchs_and_ends_at_nothing(factors):
     assert all(later < earlier for earlier, later in pairwise(values))
 
 
+def test_poly_is_torchs_and_ends_at_nothing(factors):
+    values = factors("schedule.name=poly", "schedule.power=0.7")
+    assert values[:41] == pytest.approx(torchs(PolynomialLR, 41, total_iters=40, power=0.7))
+    assert values[40] == 0
+
+
 def test_cosine_begins_where_warm_up_ends(factors):
     values = factors("schedule.name=cosine", "schedule.warmup_steps=8")
     assert values[8] == 1
@@ -281,11 +287,11 @@ def test_cosine_begins_where_warm_up_ends(factors):
     assert values[40] == pytest.approx(0)
 
 
-@pytest.mark.parametrize("name", ["multistep", "cosine"])
+@pytest.mark.parametrize("name", ["multistep", "cosine", "poly"])
 def test_factors_are_plain_floats_which_a_checkpoint_can_hold(factors, name):
     assert {type(value) for value in factors(f"schedule.name={name}", "schedule.warmup_steps=4")} == {float}
 
 
-@pytest.mark.parametrize("name", ["multistep", "cosine"])
+@pytest.mark.parametrize("name", ["multistep", "cosine", "poly"])
 def test_a_run_of_one_step_has_a_rate(factors, name):
     assert factors(f"schedule.name={name}", "schedule.warmup_steps=500", epochs=1, steps_per_epoch=1)[0] == 1
