@@ -12,7 +12,7 @@ from pydantic import BaseModel, ValidationError
 
 from backbones.errors import UserError, did_you_mean
 from engine.config import Choice, RunConfig
-from engine.job import JOBS, TOOLS, job_class
+from engine.job import TOOLS, job_class, job_name
 
 Key = tuple[str | int, ...]
 
@@ -81,9 +81,10 @@ def check_config(content: dict[str, Any], source: _Source | None = None, *, job:
         UserError: as `load_config`.
     """
     source = source or _Source("the config")
-    named = content.get("job", "detection")
-    if not isinstance(named, str) or named not in JOBS:
-        raise UserError(f"{source.place(('job',))}: job: {named!r} is none of {', '.join(JOBS)}.")
+    try:
+        named = job_name(content.get("job", "detection"))
+    except UserError as error:
+        raise UserError(f"{source.place(('job',))}: job: {error}") from None
     check_job(named, job, where=source.path)
     config_class = job_class(named).config_class
     try:
@@ -98,10 +99,12 @@ def check_job(named: str, wanted: str | None, *, where: str) -> None:
     """Check that what `where` names is of the wanted job; None wants any.
 
     Raises:
-        UserError: it is of another; the message names the tools for it.
+        UserError: it is of another; the message names the tools for it. Or there is no such job.
     """
     if wanted is None or named == wanted:
         return
+    if named not in TOOLS:
+        raise UserError(f"{where} is of the job {named!r}, which this version does not know, and this tool is for {wanted}.")
     raise UserError(
         f"{where} is of the job {named}, and this tool is for {wanted}: use tools/train_{TOOLS[named]}.py or "
         f"tools/eval_{TOOLS[named]}.py. (A config says its job in the key `job`; one that does not is of detection.)"

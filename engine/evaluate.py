@@ -43,20 +43,21 @@ def run_evaluation(
     evaluation = job.start_evaluation(dataset)
     was_training = model.training
     model.eval()
-    done = 0
+    seen: list[int] = []
     for images, targets in loader:
         with autocast(world.device, config.train.precision):
             predictions = job.predict(model, [image.to(world.device, non_blocking=True) for image in images])
         for target, prediction in zip(targets, predictions, strict=True):
             evaluation.add(target, prediction)
-        done += len(images)
+            seen.append(int(target["image_id"]))
         if on_image is not None:
-            on_image(done, sampler.num_own_images)
+            on_image(len(seen), sampler.num_own_images)
     model.train(was_training)
-    parts = world.gather((done, evaluation.collected()))
+    parts = world.gather((seen, evaluation.collected()))
     if not world.is_main:
         return None
-    assert sum(count for count, _ in parts) == len(dataset), "an image was predicted twice, or not at all"
+    everywhere = [image_id for image_ids, _ in parts for image_id in image_ids]
+    assert len(set(everywhere)) == len(everywhere) == len(dataset), "an image was predicted twice, or not at all"
     evaluation.merge([part for _, part in parts])
     return evaluation
 

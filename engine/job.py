@@ -29,7 +29,8 @@ class SampleSet(Protocol):
     """What a job trains on, or is validated on.
 
     `samples[index]` is the sample of epoch 0, `samples[epoch, index]` that of another epoch: an image uint8 (C, H, W) and a
-    target, a dict with `image_id` and `seed`, from which whatever is drawn at random for this sample comes.
+    target, a dict with `image_id`, a whole number no other image has, and `seed`, from which whatever is drawn at random for
+    this sample comes.
     """
 
     categories: list[Category]
@@ -168,15 +169,24 @@ class Job(ABC, Generic[ConfigT]):
         """
 
 
+def job_name(name: object) -> str:
+    """A job's name, if it is one.
+
+    Raises:
+        UserError: there is no such job; the message names the nearest.
+    """
+    if not isinstance(name, str) or name not in JOBS:
+        raise UserError(f"There is no job {name!r}.{did_you_mean(str(name), JOBS)}")
+    return name
+
+
 def job_class(name: str) -> type[Job[Any]]:
     """The class of a job by its name.
 
     Raises:
-        UserError: there is no such job.
+        UserError: there is no such job; the message names the nearest.
     """
-    if name not in JOBS:
-        raise UserError(f"There is no job {name!r}; the jobs are {', '.join(JOBS)}.{did_you_mean(name, JOBS)}")
-    module, _, attribute = JOBS[name].partition(":")
+    module, _, attribute = JOBS[job_name(name)].partition(":")
     return getattr(import_module(module), attribute)
 
 
