@@ -99,46 +99,38 @@ def _annotation(parameter: inspect.Parameter, constructor: Callable[..., Any]) -
         return Any
 
 
-class BackboneRegistry(Registry[Callable[..., Backbone]]):
-    """Backbones by name: registered ones, those of other zoos (`timm/...`), and those of the user's modules (`module:name`)."""
+class ModuleRegistry(Registry[Constructor]):
+    """Constructors by name, and those that modules of the user's register (`module:name`).
 
-    def __init__(self) -> None:
-        super().__init__("backbone")
+    `decorator` is what registers one, for error messages.
+    """
+
+    def __init__(self, kind: str, *, decorator: str) -> None:
+        super().__init__(kind)
+        self.decorator = decorator
         self._modules: dict[str, set[str]] = {}  # what was registered while a module of the user's was imported
 
-    def get(self, name: str) -> Callable[..., Backbone]:
-        """The constructor of a name of any of the three kinds.
+    def get(self, name: str) -> Constructor:
+        """The constructor of a name of either kind.
 
         Raises:
-            UserError: there is none, the zoo's library is not installed, or the module cannot be imported or does not
-                register it.
+            UserError: there is none, or the module cannot be imported or does not register it.
         """
-        if "/" in name:
-            zoo, model = split_name(name)
-            zoo.check_name(model)
-            return partial(zoo.build, model)
-        if ":" in name:
-            return self._of_module(name)
-        return super().get(name)
-
-    def names(self, pattern: str = "*") -> list[str]:
-        """The registered names that match a pattern, sorted; with a slash, as in `timm/*vit*`, those of a zoo."""
-        return list_zoo(pattern) if "/" in pattern else super().names(pattern)
+        return self._of_module(name) if ":" in name else super().get(name)
 
     def options(self, name: str, *, besides: Iterable[str] = ()) -> dict[str, Any] | None:
-        """As for any registry; None for a zoo's, which hands them on to the other library."""
+        """As for any registry."""
         constructor = self.get(name)
-        if "/" in name:
-            return None
         if ":" in name:
             name = next(known for known, entry in self._constructors.items() if entry is constructor)
         return super().options(name, besides=besides)
 
-    def _of_module(self, name: str) -> Callable[..., Backbone]:
+    def _of_module(self, name: str) -> Constructor:
         module, _, registered = name.partition(":")
         if not re.fullmatch(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*", module):
+            example = self.kind.replace(" ", "_")
             raise UserError(
-                f"{name!r} names no module: write module:name, with the name that `import` takes, as my_module:my_backbone."
+                f"{name!r} names no module: write module:name, with the name that `import` takes, as my_module:my_{example}."
             )
         self._import(module, name)
         own = {known for known, entry in self._constructors.items() if _is_from(entry, module)} | self._modules.get(
@@ -146,7 +138,7 @@ class BackboneRegistry(Registry[Callable[..., Backbone]]):
         )
         if registered not in own:
             hint = did_you_mean(registered, own) or " It registers none."
-            raise UserError(f"The module {module!r} registers no backbone {registered!r} with @register_backbone.{hint}")
+            raise UserError(f"The module {module!r} registers no {self.kind} {registered!r} with @{self.decorator}.{hint}")
         return self._constructors[registered]
 
     def _import(self, module: str, name: str) -> None:
@@ -163,16 +155,47 @@ class BackboneRegistry(Registry[Callable[..., Backbone]]):
             missing = getattr(error, "name", None) if isinstance(error, ModuleNotFoundError) else None
             if missing and (module == missing or module.startswith(f"{missing}.")):
                 raise UserError(
-                    f"There is no module {missing!r}, in the backbone {name!r}. It is searched for in the current folder "
+                    f"There is no module {missing!r}, in the {self.kind} {name!r}. It is searched for in the current folder "
                     f"({folder}), in PYTHONPATH and among what is installed."
                 ) from error
             raise UserError(
-                f"The module {module!r} of the backbone {name!r} fails on import: {type(error).__name__}: {error}"
+                f"The module {module!r} of the {self.kind} {name!r} fails on import: {type(error).__name__}: {error}"
             ) from error
         finally:
             if folder in sys.path:
                 sys.path.remove(folder)
         self._modules.setdefault(module, set()).update(self._constructors.keys() - before.keys())
+
+
+class BackboneRegistry(ModuleRegistry[Callable[..., Backbone]]):
+    """Backbones by name: registered ones, those of other zoos (`timm/...`), and those of the user's modules (`module:name`)."""
+
+    def __init__(self) -> None:
+        super().__init__("backbone", decorator="register_backbone")
+
+    def get(self, name: str) -> Callable[..., Backbone]:
+        """The constructor of a name of any of the three kinds.
+
+        Raises:
+            UserError: there is none, the zoo's library is not installed, or the module cannot be imported or does not
+                register it.
+        """
+        if "/" in name:
+            zoo, model = split_name(name)
+            zoo.check_name(model)
+            return partial(zoo.build, model)
+        return super().get(name)
+
+    def names(self, pattern: str = "*") -> list[str]:
+        """The registered names that match a pattern, sorted; with a slash, as in `timm/*vit*`, those of a zoo."""
+        return list_zoo(pattern) if "/" in pattern else super().names(pattern)
+
+    def options(self, name: str, *, besides: Iterable[str] = ()) -> dict[str, Any] | None:
+        """As for any registry; None for a zoo's, which hands them on to the other library."""
+        if "/" in name:
+            self.get(name)
+            return None
+        return super().options(name, besides=besides)
 
 
 def _is_from(constructor: Callable[..., Any], module: str) -> bool:
