@@ -23,6 +23,7 @@ os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 from engine.cli import run_tool
 from engine.config_file import apply_overrides
 from engine.detection.config import DetectionConfig
+from engine.job import JOBS, TOOLS, Job, job_of
 from engine.train import train
 
 # Neither in order nor without gaps; the last never occurs.
@@ -172,6 +173,41 @@ def make_config(toy_data: dict[str, str], few_data: dict[str, str], tmp_path: Pa
 def trained(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
     """A finished run (`folder`, `config`, `data`, `scores`, `printed`); not to be written to."""
     return train_once(tmp_path_factory)
+
+
+# ---- A job that is not ours ----
+
+TOY_JOB: dict[str, Any] = {
+    "job": "toy",
+    "model": {"backbone": {"name": "resnet18", "norm": "frozen_bn", "out_features": ["c2"]}},
+    "data": {"num_workers": 0},
+    "train": {"batch_size": 2, "epochs": 4, "log_steps": 1},
+    "optimizer": {"name": "adamw", "lr": 0.001},
+    "schedule": {"warmup_steps": 0},
+    "device": "cpu",
+}
+
+
+@pytest.fixture
+def toy_job(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., Job[Any]]:
+    """A function from overrides to the job of tests/engine/toy_job.py, registered as any is; it runs in `tmp_path / run`."""
+    monkeypatch.setitem(JOBS, "toy", "tests.engine.toy_job:ToyJob")
+    monkeypatch.setitem(TOOLS, "toy", "toy")
+
+    def make(*overrides: str) -> Job[Any]:
+        content = copy.deepcopy(TOY_JOB) | {"output_dir": str(tmp_path / "run")}
+        return job_of(apply_overrides(content, overrides, origin="the toy job's config"))
+
+    return make
+
+
+@pytest.fixture
+def toy_run(toy_job: Callable[..., Job[Any]]) -> SimpleNamespace:
+    """A finished run of that job: `folder`, `config`, `scores`, `printed`."""
+    config = toy_job().config
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        scores = train(config)
+    return SimpleNamespace(config=config, folder=Path(config.output_dir), scores=scores, printed=printed.getvalue())
 
 
 # ---- Processes ----

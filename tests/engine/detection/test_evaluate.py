@@ -1,4 +1,4 @@
-"""Evaluation: every image once, in its own pixels, to numbers that pycocotools confirms."""
+"""A detector's evaluation: every image once, in its own pixels, to numbers that pycocotools confirms."""
 
 import contextlib
 import io
@@ -12,14 +12,16 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from torch import nn
 
-from backbones.errors import UserError
-from engine.build import build_model, build_validation_set
-from engine.detection.coco_eval import Score
 from engine.data.annotations import load_annotations
 from engine.data.dataset import CocoDataset
+from engine.detection.build import build_model, build_validation_set
+from engine.detection.evaluate import DetectionEvaluation
+from engine.detection.job import DetectionJob
 from engine.distributed import World
-from engine.evaluate import evaluate, predict_dataset, score_predictions
+from engine.evaluate import evaluate, run_evaluation
+from engine.scores import Score
 from engine.train import train
+from tests.engine.conftest import MASKS
 
 ALONE = World(0, 1, torch.device("cpu"))
 
@@ -50,6 +52,17 @@ def dataset(toy_data, request) -> CocoDataset:
     return CocoDataset(Path(toy_data["images"]), load_annotations(toy_data["annotations"]), with_masks=request.param)
 
 
+@pytest.fixture
+def predict(make_config, dataset):
+    """A function that runs a model over the data set, as a detector of what that has."""
+
+    def run(model: nn.Module, *overrides: str, world: World = ALONE, **options) -> DetectionEvaluation | None:
+        config = make_config(*(MASKS if dataset.with_masks else ()), *overrides)
+        return run_evaluation(DetectionJob(config), model, dataset, world=world, **options)
+
+    return run
+
+
 def pycocotools_stats(results: Path, annotations: str, iou_type: str) -> list[float]:
     with contextlib.redirect_stdout(io.StringIO()):
         truth = COCO(annotations)
@@ -67,52 +80,43 @@ def own_stats(scores: list[Score]) -> list[list[float]]:
 # ---- Prediction ----
 
 
+@pytest.mark.parametrize("backend", ["hotcoco", "pycocotools"])
 @pytest.mark.parametrize(("batch_size", "num_workers"), [(1, 0), (3, 0), (100, 0), (2, 1)])
-def test_a_model_that_knows_the_truth_scores_one_whatever_the_batches(dataset, batch_size, num_workers):
+def test_a_model_that_knows_the_truth_scores_one_whatever_the_batches(dataset, predict, batch_size, num_workers, backend):
     model = Oracle(dataset)
-    rows = predict_dataset(model, dataset, world=ALONE, batch_size=batch_size, num_workers=num_workers)
-    path, with_masks = dataset.annotations.path, dataset.with_masks
-    iou_types = ["bbox", "segm"][: 1 + with_masks]
-    scores = score_predictions(rows, path, iou_types=iou_types, backend="hotcoco")
-    assert [score.kind for score in scores] == iou_types
+    loading = (f"eval.batch_size={batch_size}", f"data.num_workers={num_workers}")
+    scores = predict(model, *loading, f"eval.backend={backend}").score()
+    assert [score.kind for score in scores] == ["bbox", "segm"][: 1 + dataset.with_masks]
     for score in scores:
-        assert score.stats["AP"] == pytest.approx(1)
+        assert score.stats["AP"] == score.value == pytest.approx(1)
         assert score.stats["AR100"] == pytest.approx(1)
         assert score.per_class == pytest.approx({"bar": 1, "square": 1, "never": -1})
     assert sorted(model.seen) == sorted(model.truth), "each image once"
 
 
-def test_rows_come_in_the_order_of_the_data_set(dataset):
-    rows = predict_dataset(Oracle(dataset), dataset, world=ALONE, batch_size=3)
+def test_rows_come_in_the_order_of_the_data_set(dataset, predict):
+    rows = predict(Oracle(dataset), "eval.batch_size=3").rows
     order = list(dict.fromkeys(row["image_id"] for row in rows))
     assert order == [i for i in dataset.annotations.image_ids.tolist() if i in order]
     assert order != sorted(order)
 
 
 @pytest.mark.parametrize("size", [2, 3, 10])
-def test_the_shards_of_several_processes_make_up_the_rows_of_one(dataset, size, monkeypatch):
-    whole = predict_dataset(Oracle(dataset), dataset, world=ALONE, batch_size=2)
+def test_the_shards_of_several_processes_make_up_the_rows_of_one(dataset, predict, size, monkeypatch):
+    whole = predict(Oracle(dataset), "eval.batch_size=2").rows
     shards = []
     monkeypatch.setattr(World, "gather", lambda self, value: (shards.append(value), [])[1])
-    for rank in reversed(range(size)):
-        predicted = (
-            predict_dataset(Oracle(dataset), dataset, world=World(rank, size, ALONE.device), batch_size=2) if rank else None
-        )
-        assert predicted is None
+    for rank in reversed(range(1, size)):
+        assert predict(Oracle(dataset), "eval.batch_size=2", world=World(rank, size, ALONE.device)) is None
     monkeypatch.setattr(World, "gather", lambda self, value: [value, *shards])
-    assert predict_dataset(Oracle(dataset), dataset, world=World(0, size, ALONE.device), batch_size=2) == whole
+    merged = predict(Oracle(dataset), "eval.batch_size=2", world=World(0, size, ALONE.device))
+    assert merged.rows == whole
+    assert len(whole) == 12
 
 
-def test_the_model_is_left_in_the_mode_it_was_in(dataset):
-    for training in (True, False):
-        model = Oracle(dataset).train(training)
-        predict_dataset(model, dataset, world=ALONE)
-        assert model.training is training
-
-
-def test_progress_is_told_for_every_batch(dataset):
+def test_progress_is_told_for_every_batch(dataset, predict):
     told = []
-    predict_dataset(Oracle(dataset), dataset, world=ALONE, batch_size=3, on_image=lambda *progress: told.append(progress))
+    predict(Oracle(dataset), "eval.batch_size=3", on_image=lambda *progress: told.append(progress))
     assert told == [(3, 7), (6, 7), (7, 7)]
 
 
@@ -123,7 +127,7 @@ def test_predictions_are_in_the_images_own_pixels(make_config, toy_data, min_siz
     config = make_config(*overrides, data=toy_data)
     dataset = build_validation_set(config)
     model = build_model(config, num_classes=4, load_weights=False)
-    rows = predict_dataset(model, dataset, world=ALONE)
+    rows = run_evaluation(DetectionJob(config), model, dataset, world=ALONE).rows
     table = dataset.annotations
     for image_id, height, width in zip(table.image_ids.tolist(), table.heights, table.widths, strict=True):
         x, y, w, h = np.array([row["bbox"] for row in rows if row["image_id"] == image_id]).T
@@ -133,10 +137,10 @@ def test_predictions_are_in_the_images_own_pixels(make_config, toy_data, min_siz
 
 
 def test_a_real_model_finds_the_same_in_batches_of_images_of_one_size(make_config, square_data):
-    config = make_config(data=square_data)
-    model = build_model(config, num_classes=4, load_weights=False)
-    dataset = build_validation_set(config)
-    one, three = (predict_dataset(model, dataset, world=ALONE, batch_size=size) for size in (1, 3))
+    jobs = [DetectionJob(make_config(f"eval.batch_size={size}", data=square_data)) for size in (1, 3)]
+    model = build_model(jobs[0].config, num_classes=4, load_weights=False)
+    dataset = build_validation_set(jobs[0].config)
+    one, three = (run_evaluation(job, model, dataset, world=ALONE).rows for job in jobs)
     assert len(one) == len(three) > 0
     for first, second in zip(one, three, strict=True):
         assert {**first, "bbox": 0, "score": 0} == {**second, "bbox": 0, "score": 0}
@@ -183,7 +187,7 @@ def printed_numbers(text: str) -> list[str]:
 @pytest.mark.parametrize("backend", ["hotcoco", "pycocotools"])
 def test_a_checkpoint_scores_what_its_training_said(trained, capsys, tmp_path, backend):
     overrides = [f"eval.backend={backend}"]
-    scores = evaluate(str(trained.folder / "best.pt"), overrides, output_dir=str(tmp_path / "out"))
+    scores = evaluate(str(trained.folder / "best.pt"), overrides, job="detection", output_dir=str(tmp_path / "out"))
     assert own_stats(scores) == own_stats(trained.scores)
     assert printed_numbers(capsys.readouterr().out) == [line for score in trained.scores for line in score.lines()]
     for name in ("bbox_results.json", "segm_results.json"):
@@ -191,31 +195,14 @@ def test_a_checkpoint_scores_what_its_training_said(trained, capsys, tmp_path, b
 
 
 def test_a_config_with_weights_scores_as_the_checkpoint(trained):
-    scores = evaluate(str(trained.folder / "config.yaml"), [], weights=str(trained.folder / "best.pt"))
+    scores = evaluate(str(trained.folder / "config.yaml"), [], job="detection", weights=str(trained.folder / "best.pt"))
     assert own_stats(scores) == own_stats(trained.scores)
-
-
-def test_nothing_is_written_unless_a_folder_is_named(trained, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    evaluate(str(trained.folder / "best.pt"), ["eval.batch_size=4"])
-    assert list(tmp_path.iterdir()) == []
 
 
 def test_another_validation_set_can_be_named(trained, square_data):
     overrides = [f"data.val.{key}={value}" for key, value in square_data.items()]
-    scores = evaluate(str(trained.folder / "best.pt"), overrides)
+    scores = evaluate(str(trained.folder / "best.pt"), overrides, job="detection")
     assert own_stats(scores) != own_stats(trained.scores)
-
-
-def test_a_config_without_weights_is_refused(trained):
-    with pytest.raises(UserError, match="has no trained weights: add --weights PATH"):
-        evaluate(str(trained.folder / "config.yaml"), [])
-
-
-def test_a_folder_that_cannot_be_written_to_is_refused(trained, tmp_path):
-    (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="cannot be written"):
-        evaluate(str(trained.folder / "best.pt"), [], output_dir=str(tmp_path / "file" / "out"))
 
 
 def test_a_validation_set_without_objects_scores_minus_one_and_still_gives_weights(make_config, toy_data, tmp_path):
