@@ -111,6 +111,17 @@ def _segmentation(mask: np.ndarray, box: list[int], form: str) -> Any:
     return {"size": list(mask.shape), "counts": [0, *counts] if flat[0] else counts}
 
 
+def with_other_category(annotations: str, path: Path, category: dict[str, object]) -> str:
+    """A copy of an annotation file at `path`, the category "bar" changed."""
+    content = json.loads(Path(annotations).read_text())
+    for entry in content["categories"]:
+        entry.update(category if entry["name"] == "bar" else {})
+    for entry in content["annotations"]:
+        entry["category_id"] = category.get("id", 3) if entry["category_id"] == 3 else entry["category_id"]
+    path.write_text(json.dumps(content))
+    return str(path)
+
+
 def toy_config(*overrides: str, data: dict[str, str], val: dict[str, str] | None = None, output_dir: Path) -> DetectionConfig:
     """The toy detector on `data`, validated on the same unless `val` is given, with `key=value` overrides."""
     content = copy.deepcopy(TOY) | {"output_dir": str(output_dir)}

@@ -6,17 +6,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor, nn
-from torchvision.models.detection import MaskRCNN
-from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
-from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
-from torchvision.models.detection.mask_rcnn import MaskRCNNPredictor
+from torch import Tensor
 
 from backbones.errors import UserError
-from engine.build import build_model
-from engine.checkpoint import load_checkpoint, load_detector_weights, save_checkpoint
-from engine.config_file import apply_overrides
+from engine.checkpoint import load_checkpoint, save_checkpoint
 from engine.data.annotations import Category, load_annotations
+from engine.data.dataset import CocoDataset
+from engine.detection.build import build_model
+from tests.engine.conftest import with_other_category
 
 CATEGORIES = [Category(3, "bar"), Category(44, "square"), Category(90, "never")]
 
@@ -44,15 +41,8 @@ def assert_equal(first: dict[str, Tensor], second: dict[str, Tensor]) -> None:
     assert all(torch.equal(value, second[key]) for key, value in first.items())
 
 
-def altered(annotations: str, path: Path, category: dict[str, object]) -> str:
-    """A copy of an annotation file with the category "bar" changed."""
-    content = json.loads(Path(annotations).read_text())
-    for entry in content["categories"]:
-        entry.update(category if entry["name"] == "bar" else {})
-    for entry in content["annotations"]:
-        entry["category_id"] = category.get("id", 3) if entry["category_id"] == 3 else entry["category_id"]
-    path.write_text(json.dumps(content))
-    return str(path)
+def dataset_of(annotations: str | Path) -> CocoDataset:
+    return CocoDataset(Path(annotations).parent, load_annotations(annotations))
 
 
 # ---- What is written is what is read ----
@@ -182,14 +172,13 @@ def test_code_in_a_file_is_refused_and_not_run(tmp_path):
     assert trace.exists(), "the file is not evil: this test shows nothing"
 
 
-def test_code_in_a_bare_pickle_is_refused_and_not_run(tmp_path, make_config, toy_data):
+def test_code_in_a_bare_pickle_is_refused_and_not_run(tmp_path):
     trace, path = tmp_path / "was run", tmp_path / "evil.pth"
     path.write_bytes(pickle.dumps({"w": Intruder(trace)}, protocol=2))
     refuse(path, "not loaded|cannot be read")
-    model = build_model(make_config(), num_classes=4, load_weights=False)
-    with pytest.raises(UserError):
-        load_detector_weights(model, path, load_annotations(toy_data["annotations"]))
     assert not trace.exists()
+    pickle.loads(path.read_bytes())
+    assert trace.exists(), "the file is not evil: this test shows nothing"
 
 
 # ---- What does not fit ----
@@ -210,11 +199,11 @@ def test_weights_of_another_model_are_refused_and_the_keys_named(saved):
     ],
 )
 def test_data_of_other_classes_are_refused_and_the_first_that_differs_named(saved, toy_data, tmp_path, category, message):
-    other = altered(toy_data["annotations"], tmp_path / "other.json", category)
+    other = with_other_category(toy_data["annotations"], tmp_path / "other.json", category)
     with pytest.raises(UserError, match=message) as caught:
-        load_checkpoint(saved).check_categories(load_annotations(other))
+        load_checkpoint(saved).check_categories(dataset_of(other))
     assert other in str(caught.value)
-    load_checkpoint(saved).check_categories(load_annotations(toy_data["annotations"]))
+    load_checkpoint(saved).check_categories(dataset_of(toy_data["annotations"]))
 
 
 def test_data_with_fewer_classes_are_refused(saved, toy_data, tmp_path):
@@ -222,75 +211,34 @@ def test_data_with_fewer_classes_are_refused(saved, toy_data, tmp_path):
     content["categories"] = [category for category in content["categories"] if category["name"] != "never"]
     (tmp_path / "fewer.json").write_text(json.dumps(content))
     with pytest.raises(UserError, match="3 classes against 2"):
-        load_checkpoint(saved).check_categories(load_annotations(tmp_path / "fewer.json"))
+        load_checkpoint(saved).check_categories(dataset_of(tmp_path / "fewer.json"))
 
 
-# ---- Weights of a whole detector ----
+def test_a_checkpoint_of_another_job_is_refused_and_its_tools_named(saved):
+    loaded = load_checkpoint(saved)
+    assert loaded.job == "detection"
+    assert loaded.load_config(job="detection") == loaded.load_config()
+    with pytest.raises(
+        UserError, match=r"best\.pt is of the job detection, and this tool is for segmentation: use tools/train_det"
+    ):
+        loaded.load_config(job="segmentation")
 
 
-def test_a_checkpoint_of_ours_gives_its_weights_to_a_model(saved, config, model, toy_data):
-    other = build_model(config, num_classes=4, load_weights=False)
-    nn.init.zeros_(other.rpn.head.conv[0][0].weight)
-    load_detector_weights(other, saved, load_annotations(toy_data["annotations"]))
-    assert_equal(other.state_dict(), model.state_dict())
+def test_a_checkpoint_from_before_there_were_jobs_is_of_detection(saved, config, model):
+    content = torch.load(saved, weights_only=True)
+    del content["config"]["job"]
+    torch.save(content, saved)
+    loaded = load_checkpoint(saved)
+    assert loaded.job == "detection"
+    assert loaded.load_config(job="detection") == config
+    assert_equal(loaded.build_model(loaded.load_config()).state_dict(), model.state_dict())
 
 
-def test_a_checkpoint_of_ours_with_other_classes_gives_no_weights(saved, model, toy_data, tmp_path):
-    other = load_annotations(altered(toy_data["annotations"], tmp_path / "other.json", {"name": "stick"}))
-    with pytest.raises(UserError, match="trained on other classes"):
-        load_detector_weights(model, saved, other)
-
-
-@pytest.fixture(scope="module")
-def torchvisions():
-    """torchvision's own Mask R-CNN on a ResNet-18, its box head made small, with random weights."""
-    torch.manual_seed(1)
-    backbone = resnet_fpn_backbone(backbone_name="resnet18", weights=None)
-    parts = {"box_head": TwoMLPHead(256 * 49, 32), "box_predictor": FastRCNNPredictor(32, 4)}
-    parts["mask_predictor"] = MaskRCNNPredictor(256, 256, 4)
-    return MaskRCNN(backbone, min_size=64, max_size=128, box_score_thresh=0.0, box_detections_per_img=6, **parts).eval()
-
-
-@pytest.fixture
-def likewise(make_config):
-    """The same architecture from a config."""
-    content = make_config().model_dump()
-    content["model"] = {"backbone": {"name": "resnet18", "norm": "frozen_bn"}}
-    content["model"]["head"] = {"name": "mask_rcnn", "box_head_dim": 32, "box_score_thresh": 0.0, "box_detections_per_img": 6}
-    return build_model(apply_overrides(content, [], origin="test"), num_classes=4, load_weights=False)
-
-
-def old_name(key: str) -> str:
-    """The key of torchvision before its version 0.13."""
-    key = key.replace("rpn.head.conv.0.0.", "rpn.head.conv.")
-    for blocks in ("inner_blocks", "layer_blocks"):
-        for level in range(4):
-            key = key.replace(f"fpn.{blocks}.{level}.0.", f"fpn.{blocks}.{level}.")
-    for layer in range(4):
-        key = key.replace(f"mask_head.{layer}.0.", f"mask_head.mask_fcn{layer + 1}.")
-    return key
-
-
-@pytest.mark.parametrize("rename", [str, old_name], ids=["new names", "old names"])
-def test_torchvisions_detector_loads_and_predicts_as_torchvisions_own(torchvisions, likewise, rename, tmp_path, toy_data):
-    state_dict = {rename(key): value for key, value in torchvisions.state_dict().items()}
-    if rename is old_name:
-        olds = ["rpn.head.conv.weight", "backbone.fpn.inner_blocks.0.weight", "roi_heads.mask_head.mask_fcn1.weight"]
-        assert set(olds) <= state_dict.keys()
-    torch.save(state_dict, tmp_path / "weights.pth")
-    load_detector_weights(likewise, tmp_path / "weights.pth", load_annotations(toy_data["annotations"]))
-    likewise.eval()
-    image = torch.randint(0, 256, (3, 60, 80), dtype=torch.uint8)
-    with torch.no_grad():
-        expected, found = torchvisions([image / 255])[0], likewise([image])[0]
-    assert len(expected["boxes"]) > 5
-    for key, value in expected.items():
-        torch.testing.assert_close(found[key], value, rtol=1e-4, atol=1e-4)
-
-
-def test_weights_that_lack_a_layer_are_refused_and_it_is_named(torchvisions, likewise, tmp_path, toy_data):
-    state_dict = dict(torchvisions.state_dict())
-    del state_dict["rpn.head.cls_logits.weight"]
-    torch.save(state_dict, tmp_path / "weights.pth")
-    with pytest.raises(UserError, match=r"missing rpn\.head\.cls_logits\.weight"):
-        load_detector_weights(likewise, tmp_path / "weights.pth", load_annotations(toy_data["annotations"]))
+@pytest.mark.parametrize("job", ["detection", None])
+def test_a_checkpoint_of_a_job_that_is_not_known_here_is_refused(saved, job):
+    content = torch.load(saved, weights_only=True)
+    content["config"]["job"] = "depth"
+    torch.save(content, saved)
+    with pytest.raises(UserError, match=r"best\.pt.*'depth'") as caught:
+        load_checkpoint(saved).load_config(job=job)
+    assert len(str(caught.value).splitlines()) == 1

@@ -1,4 +1,4 @@
-"""Detection in image files of no data set."""
+"""engine/predict.py: what a model says of image files of no data set."""
 
 import contextlib
 import json
@@ -77,7 +77,7 @@ def test_a_folder_gives_a_picture_an_image_and_one_results_file(predict, photos,
     assert {row["category_id"] for row in rows} == {3, 44}
     printed = capsys.readouterr().out
     assert f"{photos / 'one.png'}: " in printed
-    assert f"{len(rows)} detections of any score in {out / 'results.json'}" in printed
+    assert f"{len(rows)} rows in {out / 'results.json'}" in printed
 
 
 def test_detections_are_those_of_the_evaluation(predict, photos, trained):
@@ -128,6 +128,22 @@ def test_an_image_without_objects_gives_a_picture_and_an_empty_list(predict, tmp
     assert [row for row in rows if row["score"] > 0.5] == []
     assert json.loads((tmp_path / "out" / "results.json").read_text()) == rows
     assert (tmp_path / "out" / "grey.png").exists()
+
+
+def test_what_another_job_says_is_printed_and_written(toy_run, tmp_path, capsys):
+    for name, grey in (("a", 40), ("b", 160)):
+        Image.fromarray(np.full((20, 32, 3), grey, np.uint8)).save(tmp_path / f"{name}.png")
+    inputs = [str(tmp_path / f"{name}.png") for name in ("b", "a")]
+    rows = predict_images(str(toy_run.folder / "last.pt"), inputs, output_dir=str(tmp_path / "out"), device="cpu")
+    assert rows == [
+        {"image_id": 1, "category_id": 20, "file_name": inputs[0]},
+        {"image_id": 2, "category_id": 10, "file_name": inputs[1]},
+    ]
+    assert json.loads((tmp_path / "out" / "results.json").read_text()) == rows
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["a.png", "b.png", "results.json"]
+    assert capsys.readouterr().out.splitlines() == [
+        f"{inputs[0]}: bright", f"{inputs[1]}: dark", f"2 rows in {tmp_path / 'out' / 'results.json'}",
+    ]  # fmt: skip
 
 
 # ---- What goes wrong ----
