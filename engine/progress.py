@@ -43,8 +43,8 @@ class Reporter:
         table = Table(
             "class", *(f"{score.kind} {measure}" for score in scores), title=f"{measure} by class", title_justify="left"
         )
-        for name in scores[0].per_class:
-            values = [score.per_class[name] for score in scores]
+        for name in dict.fromkeys(name for score in scores for name in score.per_class):
+            values = [score.per_class.get(name, -1.0) for score in scores]  # not every class has keypoints
             table.add_row(Text(name), *("–" if value < 0 else f"{value:.3f}" for value in values))
         self.console.print(table)
 

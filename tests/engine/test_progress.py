@@ -6,9 +6,10 @@ import pytest
 import torch
 
 from engine import progress
-from engine.detection.coco_eval import Score
+from engine.detection.coco_eval import CocoScore
 from engine.distributed import World
 from engine.progress import Reporter, Speed, clock, peak_memory_gb
+from engine.scores import Score
 
 CPU = torch.device("cpu")
 
@@ -21,8 +22,8 @@ def test_only_the_main_process_prints(capsys):
     for rank in (0, 1):
         one = reporter(rank)
         one.line(f"from {rank}")
-        one.scores([Score("bbox", {"AP": 0.5}, {"cat": 0.5})])
-        one.per_class([Score("bbox", {"AP": 0.5}, {"cat": 0.5})])
+        one.scores([CocoScore("bbox", "AP", {"AP": 0.5}, {"cat": 0.5})])
+        one.per_class([CocoScore("bbox", "AP", {"AP": 0.5}, {"cat": 0.5})])
         with one.bar("working", 3) as show:
             show(1)
     out = capsys.readouterr().out
@@ -37,24 +38,44 @@ def test_a_line_is_printed_as_it_is(capsys, text):
     assert capsys.readouterr().out == text + "\n"
 
 
-def test_scores_are_printed_as_cocos_tools_print_them(capsys):
-    score = Score("segm", {"AP": 0.25, "AR100": -1.0}, {})
-    reporter().scores([score])
-    assert capsys.readouterr().out.splitlines() == ["segm:", *score.lines()]
+@pytest.mark.parametrize("kind_of_score", [Score, CocoScore])
+def test_each_score_prints_its_own_lines(capsys, kind_of_score):
+    scores = [kind_of_score(kind, "AP", {"AP": 0.25, "AR100": -1.0}, {}) for kind in ("bbox", "segm")]
+    reporter().scores(scores)
+    assert capsys.readouterr().out.splitlines() == ["bbox:", *scores[0].lines(), "segm:", *scores[1].lines()]
 
 
 def test_the_table_has_a_row_a_class_and_a_dash_where_there_is_nothing_to_find(capsys):
-    boxes, masks = Score("bbox", {}, {"cat": 0.25, "dog": -1.0}), Score("segm", {}, {"cat": 0.125, "dog": 0.0})
+    boxes = CocoScore("bbox", "AP", {}, {"cat": 0.25, "dog": -1.0})
+    masks = CocoScore("segm", "AP", {}, {"cat": 0.125, "dog": 0.0})
     reporter().per_class([boxes, masks])
     lines = capsys.readouterr().out.splitlines()
+    assert lines[0].strip() == "AP by class"
     assert any("bbox AP" in line and "segm AP" in line for line in lines)
     assert any("cat" in line and "0.250" in line and "0.125" in line for line in lines)
     assert any("dog" in line and "–" in line and "0.000" in line and "-1" not in line for line in lines)
 
 
+def test_the_table_is_of_what_runs_are_compared_by(capsys):
+    reporter().per_class([Score("labels", "accuracy", {"accuracy": 0.5}, {"cat": 0.75})])
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].strip() == "accuracy by class"
+    assert any("labels accuracy" in line for line in lines)
+    assert any("cat" in line and "0.750" in line for line in lines)
+
+
+def test_a_class_that_one_kind_of_result_does_not_have_gets_a_dash(capsys):
+    """COCO scores keypoints of the classes that have any."""
+    boxes, points = CocoScore("bbox", "AP", {}, {"cat": 0.25, "cup": 0.5}), CocoScore("keypoints", "AP", {}, {"cat": 0.125})
+    reporter().per_class([boxes, points])
+    lines = capsys.readouterr().out.splitlines()
+    assert any("cat" in line and "0.250" in line and "0.125" in line for line in lines)
+    assert any("cup" in line and "0.500" in line and "–" in line for line in lines)
+
+
 @pytest.mark.parametrize("name", ["[other]", "[/x]", "a[red]b", ":dog:"])
 def test_a_class_name_is_printed_as_it_is(capsys, name):
-    reporter().per_class([Score("bbox", {}, {name: 0.5})])
+    reporter().per_class([Score("bbox", "AP", {}, {name: 0.5})])
     assert name in capsys.readouterr().out
 
 

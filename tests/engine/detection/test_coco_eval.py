@@ -14,8 +14,8 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from backbones.errors import UserError
-from engine.detection.coco_eval import Score, load_ground_truth, score_results
-from engine.evaluate import evaluate_results
+from engine.detection.coco_eval import CocoScore, load_ground_truth, score_results
+from engine.detection.evaluate import evaluate_results
 
 BACKENDS = ["hotcoco", "pycocotools"]
 OCCURRING = [50, 7, 31]  # category ids, neither in order nor without gaps
@@ -316,7 +316,7 @@ def test_both_backends_agree_on_every_class_of_the_published_results(shared, iou
 
 
 def test_a_score_prints_a_missing_number_as_cocos_tools_do():
-    score = Score("bbox", {"APs": -1.0}, {})
+    score = CocoScore("bbox", "AP", {"APs": -1.0}, {})
     assert score.lines() == [" Average Precision  (AP) @[ IoU=0.50:0.95 | area= small | maxDets=100 ] = -1.000"]
 
 

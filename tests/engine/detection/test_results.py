@@ -10,7 +10,7 @@ from pycocotools import mask as mask_api
 
 from backbones.errors import UserError
 from engine.data.annotations import Category
-from engine.pictures import to_instances
+from engine.detection.pictures import to_instances
 from engine.detection.results import check_results, read_results, rows_of_type, to_rows
 
 CATEGORIES = [Category(3, "bar"), Category(44, "square"), Category(90, "never")]
