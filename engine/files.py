@@ -1,9 +1,11 @@
-"""Folders to write into, and names that do not collide."""
+"""Folders to write into, names that do not collide, and endings of image files."""
 
 from collections.abc import Sequence
 from pathlib import Path
 
 from backbones.errors import UserError
+
+IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".ppm"}
 
 
 def make_folder(folder: str | Path) -> Path:

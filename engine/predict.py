@@ -11,11 +11,9 @@ from backbones.errors import UserError
 from engine.checkpoint import load_checkpoint
 from engine.data.dataset import read_image
 from engine.distributed import start_world
-from engine.files import make_folder, picture_names
+from engine.files import IMAGE_SUFFIXES, make_folder, picture_names
 from engine.job import job_of
 from engine.progress import Reporter
-
-IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".ppm"}
 
 
 def find_images(inputs: Sequence[str]) -> list[Path]:

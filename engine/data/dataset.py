@@ -136,8 +136,11 @@ class CocoDataset(Dataset[Sample]):
             raise UserError(f"{table.path}: annotation {table.annotation_ids[row]}: {error}.") from None
 
 
-def read_image(path: Path) -> np.ndarray:
+def read_image(path: Path, *, listed_in: str = "the annotations") -> np.ndarray:
     """An image file as (H, W, 3) uint8 RGB, as its pixels are stored (EXIF rotation is not applied, as in COCO's tools).
+
+    Args:
+        listed_in: what names it, for the message.
 
     Raises:
         UserError: the file is missing, truncated, or not an image.
@@ -154,7 +157,7 @@ def read_image(path: Path) -> np.ndarray:
         raise UserError(f"There is no image file {path}.") from None
     # Pillow's errors for broken files, and for ones so large that they look like an attack.
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise UserError(f"The image {path} cannot be read: {error}. Replace it, or take it out of the annotations.") from None
+        raise UserError(f"The image {path} cannot be read: {error}. Replace it, or take it out of {listed_in}.") from None
 
 
 def sample_seed(seed: int, epoch: int, index: int) -> int:
