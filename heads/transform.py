@@ -63,13 +63,13 @@ def detection_transform(
     return DetectionTransform(
         min_size,
         max_size,
-        _channel_constants("image_mean", image_mean, IMAGENET_MEAN, backbone.in_channels),
-        _channel_constants("image_std", image_std, IMAGENET_STD, backbone.in_channels),
+        channel_constants("image_mean", image_mean, IMAGENET_MEAN, backbone.in_channels),
+        channel_constants("image_std", image_std, IMAGENET_STD, backbone.in_channels),
         resize_in_training=resize_in_training,
     )
 
 
-def _channel_constants(option: str, given: list[float] | None, imagenet: tuple[float, ...], in_channels: int) -> list[float]:
+def channel_constants(option: str, given: list[float] | None, imagenet: tuple[float, ...], in_channels: int) -> list[float]:
     """A number for each channel of an image: those given, or ImageNet's, or their mean where images are not of three channels.
 
     Raises:
