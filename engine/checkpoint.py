@@ -38,7 +38,7 @@ class Checkpoint:
             UserError: an override is wrong, or the checkpoint is of another job.
         """
         check_job(self.job, job, where=str(self.path))
-        return apply_overrides(self.config, overrides or [], origin=str(self.path))
+        return apply_overrides(self.config, overrides or [], origin=str(self.path), job=self.job)
 
     @property
     def job(self) -> str:

@@ -81,11 +81,12 @@ def check_config(content: dict[str, Any], source: _Source | None = None, *, job:
         UserError: as `load_config`.
     """
     source = source or _Source("the config")
+    place = source.place(("job",))
     try:
         named = job_name(content.get("job", "detection"))
     except UserError as error:
-        raise UserError(f"{source.place(('job',))}: job: {error}") from None
-    check_job(named, job, where=source.path)
+        raise UserError(f"{place}: job: {error}") from None
+    check_job(named, job, where=place if place.startswith("the override") else source.path)
     config_class = job_class(named).config_class
     try:
         return config_class.model_validate(content)
@@ -111,8 +112,8 @@ def check_job(named: str, wanted: str | None, *, where: str) -> None:
     )
 
 
-def apply_overrides(content: dict[str, Any], overrides: Sequence[str], *, origin: str) -> RunConfig:
-    """A config from plain values (`origin` says whose) and `key=value` overrides.
+def apply_overrides(content: dict[str, Any], overrides: Sequence[str], *, origin: str, job: str | None = None) -> RunConfig:
+    """A config from plain values (`origin` says whose) and `key=value` overrides; `job` is what it must be for, None any.
 
     Raises:
         UserError: as `load_config`.
@@ -121,7 +122,7 @@ def apply_overrides(content: dict[str, Any], overrides: Sequence[str], *, origin
     content = copy.deepcopy(content)
     for override in overrides:
         _apply(content, override, source)
-    return check_config(content, source)
+    return check_config(content, source, job=job)
 
 
 def dump_config(config: RunConfig) -> str:

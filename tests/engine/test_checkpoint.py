@@ -222,6 +222,8 @@ def test_a_checkpoint_of_another_job_is_refused_and_its_tools_named(saved):
         UserError, match=r"best\.pt is of the job detection, and this tool is for segmentation: use tools/train_det"
     ):
         loaded.load_config(job="segmentation")
+    with pytest.raises(UserError, match="the override 'job=segmentation' is of the job segmentation"):
+        loaded.load_config(["job=segmentation"])
 
 
 def test_a_checkpoint_from_before_there_were_jobs_is_of_detection(saved, config, model):

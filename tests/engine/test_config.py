@@ -1,4 +1,4 @@
-"""engine/config.py: the schema's defaults, and what it refuses."""
+"""engine/config.py: the defaults of what all jobs share, and what is refused."""
 
 import math
 
@@ -6,28 +6,26 @@ import pytest
 from pydantic import BaseModel, ValidationError
 
 from backbones.errors import UserError
+from backbones.fpn import PYRAMIDS
 from backbones.registry import BACKBONES, Registry
-from engine.config import AugmentationConfig, BackboneConfig, Choice, Config, check_choice
+from engine.config import AugmentationConfig, BackboneConfig, Choice, PyramidConfig, RunConfig, check_choice
 from engine.data.augmentations import AUGMENTATIONS
-from engine.data.sources import DATASETS
-from heads.registry import DETECTORS
-
-COCO = {"images": "data/coco/val2017", "annotations": "data/coco/annotations/instances_val2017.json"}
+from engine.job import JOBS, job_class
 
 
 def validate(**values):
-    """A Config from dotted keys, `__` for the dot, over the least there can be."""
-    content = {"data": {"train": "shapes", "val": dict(COCO)}}
+    """A config of what all jobs share, from dotted keys, `__` for the dot."""
+    content = {"job": "one's own", "data": {}}
     for key, value in values.items():
         here = content
         *parents, last = key.split("__")
         for name in parents:
             here = here.setdefault(name, {})
         here[last] = value
-    return Config.model_validate(content)
+    return RunConfig.model_validate(content)
 
 
-def sections(model=Config):
+def sections(model):
     """The schema's models, each once."""
     found = {model}
     for field in model.model_fields.values():
@@ -37,58 +35,40 @@ def sections(model=Config):
     return found
 
 
-def test_two_data_sources_are_enough():
+def test_a_run_has_its_defaults():
     config = validate()
-    assert config.data.train == "shapes"
-    assert config.data.val.images == COCO["images"]
-    assert (config.model.backbone.name, config.model.pyramid.name, config.model.head.name) == ("resnet50", "fpn", "faster_rcnn")
+    assert config.model.backbone.name == "resnet50"
     assert (config.train.batch_size, config.train.epochs, config.optimizer.lr) == (16, 12, 0.02)
-    assert (config.data.min_size, config.data.max_size) == (800, 1333)
-    assert [step.name for step in config.data.augmentations] == ["horizontal_flip"]
+    assert (config.eval.every_epochs, config.eval.batch_size, config.seed) == (1, 1, 0)
 
 
-def test_the_keys_of_the_design_are_kept():
-    content = {
-        "model": {
-            "backbone": {"name": "resnet50", "weights": "IMAGENET1K_V1", "norm": "frozen_bn", "trainable_layers": 3},
-            "pyramid": {"name": "fpn", "out_channels": 256},
-            "head": {"name": "faster_rcnn"},
-        },
-        "data": {"train": COCO, "val": COCO, "min_size": 800, "max_size": 1333},
-        "train": {"batch_size": 16, "epochs": 12},
-        "optimizer": {"name": "sgd", "lr": 0.02},
-        "seed": 0,
-        "output_dir": "runs/frcnn_r50",
-    }
-    dumped = Config.model_validate(content).model_dump()
-    for section in ("train", "optimizer"):
-        assert dumped[section] | content[section] == dumped[section]
-    for part, options in content["model"].items():
-        assert dumped["model"][part] | options == dumped["model"][part]
-    assert dumped["data"] | content["data"] == dumped["data"]
-
-
-def test_every_section_forbids_unknown_keys_and_conversions():
-    assert len(sections()) >= 12
-    for section in sections():
+@pytest.mark.parametrize("job", JOBS)
+def test_every_section_of_every_job_forbids_unknown_keys_and_conversions(job):
+    found = sections(job_class(job).config_class)
+    assert len(found) >= (12 if job == "detection" else 10)
+    for section in found:
         assert section.model_config["strict"], section
         assert section.model_config["extra"] == ("allow" if issubclass(section, Choice) else "forbid"), section
 
 
+@pytest.mark.parametrize("job", JOBS)
+def test_every_job_has_the_shared_sections_and_says_its_name_first(job):
+    config_class = job_class(job).config_class
+    assert list(config_class.model_fields)[: len(RunConfig.model_fields)] == list(RunConfig.model_fields)
+    assert config_class.model_fields["job"].default == job
+    for name in ("model", "data", "train", "optimizer", "schedule", "eval"):
+        assert issubclass(config_class.model_fields[name].annotation, RunConfig.model_fields[name].annotation), name
+
+
 def test_two_configs_share_no_defaults():
-    validate().data.augmentations.append(AugmentationConfig(name="vertical_flip"))
-    assert len(validate().data.augmentations) == 1
+    validate().schedule.milestones.append(3.0)
+    assert len(validate().schedule.milestones) == 2
 
 
 def test_whole_numbers_are_numbers():
     config = validate(optimizer__lr=1, schedule__milestones=[8, 11])
     assert config.optimizer.lr == 1
     assert config.schedule.milestones == [8, 11]
-
-
-@pytest.mark.parametrize("min_size", [800, [640, 800]])
-def test_sizes_are_one_or_several(min_size):
-    assert validate(data__min_size=min_size).data.min_size == min_size
 
 
 BAD_VALUES = {
@@ -107,21 +87,14 @@ BAD_VALUES = {
     "schedule__milestones": [0.5, [0], [-1.0], ["8"]],
     "schedule__warmup_steps": [-1, 0.5],
     "schedule__warmup_factor": [-0.1, 1.5],
-    "data__min_size": [0, [], [800, 0], "800", 800.0],
-    "data__max_size": [0, [1333]],
     "data__num_workers": [-1, 1.0],
-    "data__train": [3, None, {}, {"images": "a"}, {"images": 1, "annotations": "b"}, "shapse"],
-    "data__augmentations": ["horizontal_flip", ["horizontal_flip"], [{"p": 0.5}], None],
     "model__backbone__weights": [1, True],
     "model__backbone__norm": ["batch", "BN"],
     "model__backbone__trainable_layers": ["3", 3.0],
     "model__backbone__out_features": ["c3", [3]],
-    "model__pyramid__out_channels": [0, "256"],
-    "model__pyramid__extra_level": ["p6"],
-    "model__pyramid__norm": ["frozen_bn"],
-    "eval__backend": ["coco"],
     "eval__pictures": [-1],
-    "eval__picture_score": [2],
+    "eval__every_epochs": [0, 1.5],
+    "eval__batch_size": [0, "1"],
     "seed": [-1, 0.5, "0"],
     "device": ["gpu", "cuda:0"],
     "output_dir": [5, None],
@@ -138,19 +111,32 @@ def test_a_bad_value_is_refused(key, value):
 
 
 @pytest.mark.parametrize(
-    "key", ["trian", "train__epoch", "model__neck", "data__val__folder", "optimizer__nesterov", "eval__iou"]
+    ("values", "place"),
+    [
+        ({"out_channels": 0}, "out_channels"),
+        ({"out_channels": "256"}, "out_channels"),
+        ({"extra_level": "p6"}, "extra_level"),
+        ({"norm": "frozen_bn"}, "norm"),
+    ],
 )
+def test_a_bad_value_of_a_pyramid_is_refused(values, place):
+    with pytest.raises(ValidationError) as caught:
+        PyramidConfig.model_validate(values)
+    assert {error["loc"] for error in caught.value.errors()} == {(place,)}
+
+
+@pytest.mark.parametrize("key", ["trian", "train__epoch", "model__neck", "data__folder", "optimizer__nesterov", "eval__iou"])
 def test_an_unknown_key_is_refused(key):
     with pytest.raises(ValidationError, match="Extra inputs are not permitted"):
         validate(**{key: 1})
 
 
-@pytest.mark.parametrize("key", ["train", "val"])
-def test_a_data_source_is_required(key):
-    content = {"train": "shapes", "val": "shapes"}
+@pytest.mark.parametrize("key", ["job", "data"])
+def test_a_job_and_its_data_are_required(key):
+    content = {"job": "one's own", "data": {}}
     del content[key]
-    with pytest.raises(ValidationError, match=rf"data\.{key}\n  Field required"):
-        Config.model_validate({"data": content})
+    with pytest.raises(ValidationError, match=rf"{key}\n  Field required"):
+        RunConfig.model_validate(content)
 
 
 def test_a_batch_is_split_evenly_among_its_parts():
@@ -165,50 +151,35 @@ def test_a_batch_is_split_evenly_among_its_parts():
 def test_everything_registered_can_be_named():
     for name in BACKBONES.names():
         assert BackboneConfig(name=name).name == name
-    for name in DETECTORS.names():
-        assert validate(model__head__name=name).model.head.name == name
+    for name in PYRAMIDS.names():
+        assert PyramidConfig(name=name).name == name
     for name in AUGMENTATIONS.names():
-        assert validate(data__augmentations=[{"name": name}]).data.augmentations[0].name == name
-    for name in DATASETS.names():
-        assert validate(data__val=name).data.val == name
+        assert AugmentationConfig(name=name).name == name
 
 
 def test_options_are_kept_for_what_they_are_meant_for():
-    config = validate(model__head__name="mask_rcnn", model__head__box_nms_thresh=0.25, model__head__mask_head_layers=2)
-    assert config.model.head.options() == {"box_nms_thresh": 0.25, "mask_head_layers": 2}
-    (step,) = validate(data__augmentations=[{"name": "albumentations/CLAHE", "clip_limit": [1, 4]}]).data.augmentations
-    assert step.options() == {"clip_limit": [1, 4]}
+    config = BackboneConfig(name="resnet18", norm="gn", stem="deep", shortcut="D")
+    assert config.options() == {"stem": "deep", "shortcut": "D"}
+    assert AugmentationConfig(name="albumentations/CLAHE", clip_limit=[1, 4]).options() == {"clip_limit": [1, 4]}
 
 
 @pytest.mark.parametrize(
-    ("key", "value", "message"),
+    ("section", "values", "message"),
     [
-        ("model__backbone__name", "resnet5", "There is no backbone 'resnet5'. Did you mean 'resnet50'?"),
-        ("model__pyramid__name", "fpm", "There is no pyramid 'fpm'. Did you mean 'fpn'?"),
-        ("model__head__name", "faster_rcn", "There is no head 'faster_rcn'. Did you mean 'faster_rcnn'?"),
-        ("data__train", "shape", "There is no embedded data set 'shape'. Did you mean 'shapes'?"),
-        ("data__augmentations", [{"name": "flip_horizontal"}], "There is no augmentation 'flip_horizontal'."),
-        ("model__backbone__stride_in_1x", True, "has no option 'stride_in_1x'. Did you mean 'stride_in_1x1'?"),
-        ("model__head__box_nms_tresh", 0.5, "has no option 'box_nms_tresh'. Did you mean 'box_nms_thresh'?"),
-        ("model__head__min_size", 800, "has no option 'min_size'."),
-        ("model__head__num_classes", 91, "has no option 'num_classes'."),
-        ("model__head__box_nms_thresh", "high", "'box_nms_thresh' is 'high'"),
-        ("model__head__box_detections_per_img", 0.5, "'box_detections_per_img' is 0.5"),
-        ("model__head__anchor_sizes", [32, 64], "'anchor_sizes' is [32, 64]"),
-        ("model__backbone__stride_in_1x1", "yes", "'stride_in_1x1' is 'yes'"),
-        ("data__augmentations", [{"name": "color_jitter", "hue": "little"}], "'hue' is 'little'"),
-        ("data__augmentations", [{"name": "horizontal_flip", "prob": 0.5}], "has no option 'prob'."),
+        (BackboneConfig, {"name": "resnet5"}, "There is no backbone 'resnet5'. Did you mean 'resnet50'?"),
+        (BackboneConfig, {"stride_in_1x": True}, "has no option 'stride_in_1x'. Did you mean 'stride_in_1x1'?"),
+        (BackboneConfig, {"stride_in_1x1": "yes"}, "'stride_in_1x1' is 'yes'"),
+        (PyramidConfig, {"name": "fpm"}, "There is no pyramid 'fpm'. Did you mean 'fpn'?"),
+        (PyramidConfig, {"name": "bifpn", "repeat": 2}, "has no option 'repeat'. Did you mean 'repeats'?"),
+        (AugmentationConfig, {"name": "flip_horizontal"}, "There is no augmentation 'flip_horizontal'."),
+        (AugmentationConfig, {"name": "color_jitter", "hue": "little"}, "'hue' is 'little'"),
+        (AugmentationConfig, {"name": "horizontal_flip", "prob": 0.5}, "has no option 'prob'."),
     ],
 )
-def test_a_wrong_name_option_or_type_is_named(key, value, message):
+def test_a_wrong_name_option_or_type_is_named(section, values, message):
     with pytest.raises(ValidationError) as caught:
-        validate(**{key: value})
+        section.model_validate(values)
     assert message in str(caught.value)
-
-
-def test_options_an_entry_inherits_are_checked_too():
-    with pytest.raises(ValidationError, match="'box_nms_thresh' is 'high'"):
-        validate(model__head__name="mask_rcnn", model__head__box_nms_thresh="high")
 
 
 def test_an_entry_that_takes_any_option_gets_any():

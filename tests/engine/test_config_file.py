@@ -1,4 +1,4 @@
-"""engine/config_file.py: YAML and overrides in, a checked Config or every mistake out, with file, line and key."""
+"""engine/config_file.py: YAML and overrides in, a checked config or every mistake out, with file, line and key."""
 
 from pathlib import Path
 
@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from backbones.errors import UserError
 from engine.config_file import apply_overrides, check_config, dump_config, load_config
+from engine.detection.config import DetectionConfig
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
@@ -19,10 +20,10 @@ def load(tmp_path, monkeypatch):
     """A function that loads a text as `run.yaml`, with overrides."""
     monkeypatch.chdir(tmp_path)
 
-    def load(text, *overrides):
+    def load(text, *overrides, **options):
         content = text if isinstance(text, bytes) else text.encode()
         Path("run.yaml").write_bytes(content)
-        return load_config("run.yaml", overrides)
+        return load_config("run.yaml", overrides, **options)
 
     return load
 
@@ -31,9 +32,9 @@ def load(tmp_path, monkeypatch):
 def problems(load):
     """A function that loads a text that is refused, and gives the lines of the message."""
 
-    def lines(text, *overrides):
+    def lines(text, *overrides, **options):
         with pytest.raises(UserError) as caught:
-            load(text, *overrides)
+            load(text, *overrides, **options)
         return str(caught.value).splitlines()
 
     return lines
@@ -290,6 +291,56 @@ def test_a_check_over_several_keys_is_named(problems):
     assert "train.batch_size 3 cannot be split into train.accumulate 2 parts" in line
 
 
+# ---- Jobs ----
+
+
+def test_a_config_that_names_no_job_is_of_detection(load):
+    config = load(LEAST)
+    assert (config.job, type(config)) == ("detection", DetectionConfig)
+    assert load(f"job: detection\n{LEAST}", job="detection") == load(LEAST, job="detection") == config
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ("detectoin", "There is no job 'detectoin'. Did you mean 'detection'?"),
+        ("semantic_segmentation", "There is no job 'semantic_segmentation'. Did you mean 'segmentation'?"),
+        ("depth", "There is no job 'depth'. Known: classification, detection, segmentation."),
+        ("[detection]", "There is no job ['detection']. "),
+        ("", "There is no job None. "),
+        ("3", "There is no job 3. "),
+    ],
+)
+@pytest.mark.parametrize("wanted", ["detection", None])
+def test_a_job_that_there_is_not_is_named_in_one_line_with_its_place(problems, value, message, wanted):
+    (line,) = problems(f"{LEAST}job: {value}\nseed: x\n", job=wanted)
+    assert line.startswith(f"run.yaml, line 2: job: {message}")
+    (line,) = problems(LEAST, f"job={value}", job=wanted)
+    assert line.startswith(f"the override 'job={value}': job: {message}")
+
+
+def test_a_mistyped_key_for_the_job_is_a_mistake(problems):
+    (line,) = problems(f"jbo: segmentation\n{LEAST}")
+    assert line == "run.yaml, line 1: jbo: unknown key. Did you mean 'job'?"
+
+
+@pytest.mark.parametrize(("named", "short"), [("segmentation", "seg"), ("classification", "cls")])
+def test_a_config_of_another_job_is_refused_and_its_tools_named(problems, named, short):
+    (line,) = problems(f"job: {named}\n{LEAST}", job="detection")
+    assert line.startswith(f"run.yaml is of the job {named}, and this tool is for detection: use tools/train_{short}.py or ")
+    assert f"tools/eval_{short}.py" in line
+    (line,) = problems(LEAST, f"job={named}", job="detection")
+    assert line.startswith(
+        f"the override 'job={named}' is of the job {named}, and this tool is for detection: use tools/train_"
+    )
+
+
+def test_a_config_that_names_no_job_is_refused_by_another_jobs_tool(problems):
+    (line,) = problems(LEAST, job="classification")
+    assert line.startswith("run.yaml is of the job detection, and this tool is for classification: use tools/train_det.py or ")
+    assert "one that does not is of detection" in line
+
+
 # ---- Overrides ----
 
 
@@ -463,7 +514,7 @@ def test_a_dumped_config_is_the_same_when_loaded(tmp_path_factory, text, lr, mil
 def test_a_dump_states_the_defaults_in_the_schemas_order(load):
     text = dump_config(load(LEAST))
     keys = [line.split(":")[0] for line in text.splitlines() if line and not line.startswith(" ")]
-    assert keys == ["model", "data", "train", "optimizer", "schedule", "eval", "seed", "device", "output_dir"]
+    assert keys == ["job", "model", "data", "train", "optimizer", "schedule", "eval", "seed", "device", "output_dir"]
     assert "batch_size: 16" in text
 
 
