@@ -1,4 +1,4 @@
-"""The pictures of a run and of its data."""
+"""engine/detection/pictures.py: validation images with their truth and predictions."""
 
 import json
 from pathlib import Path
@@ -10,9 +10,8 @@ from PIL import Image
 
 from engine.data.annotations import Category, load_annotations
 from engine.data.dataset import CocoDataset
-from engine.pictures import draw_predictions, draw_samples, to_instances
-from engine.show import show_samples
-from tests.engine.conftest import MASKS, write_coco
+from engine.detection.pictures import draw_predictions, to_instances
+from tests.engine.conftest import write_coco
 
 CATEGORIES = [Category(3, "bar"), Category(44, "square")]
 
@@ -97,27 +96,3 @@ def test_no_rows_become_no_instances():
     instances = to_instances([], CATEGORIES)
     assert instances["boxes"].shape == (0, 4)
     assert instances["labels"].dtype == torch.int64
-
-
-def test_the_sheet_shows_as_many_samples_as_asked_for(dataset):
-    one, four, all_of_them = (draw_samples(dataset, count=count) for count in (1, 4, 100))
-    assert one.dtype == np.uint8
-    assert one.shape[1] < four.shape[1]
-    assert four.shape[0] < all_of_them.shape[0]
-
-
-def test_show_writes_the_sheet_and_counts_the_objects_of_each_class(make_config, tmp_path, capsys):
-    show_samples(make_config(*MASKS), str(tmp_path / "new" / "samples.png"), count=3)
-    assert np.asarray(Image.open(tmp_path / "new" / "samples.png")).std() > 0
-    lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
-    assert lines[0].startswith("3 of 7 training samples, as in epoch 0:")
-    assert "12 objects, 1 of them crowd regions, in 3 classes:" in lines
-    assert {"bar 6", "square 6", "never 0"} <= set(lines)
-
-
-def test_each_epoch_shows_its_own_augmentation(make_config, tmp_path):
-    config = make_config("data.augmentations=[{name: color_jitter, p: 1.0, brightness: 0.8}]")
-    for name, epoch in (("first", 0), ("again", 0), ("later", 1)):
-        show_samples(config, str(tmp_path / f"{name}.png"), count=2, epoch=epoch)
-    first, again, later = ((tmp_path / f"{name}.png").read_bytes() for name in ("first", "again", "later"))
-    assert first == again != later
