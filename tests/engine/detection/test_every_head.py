@@ -68,7 +68,7 @@ def test_a_head_is_trained_evaluated_saved_and_used(head, make_config, data_with
     checkpoint = load_checkpoint(folder / "best.pt")
     model = checkpoint.build_model(checkpoint.load_config())
     assert not model.training
-    again = evaluate(str(folder / "best.pt"), [])
+    again = evaluate(str(folder / "best.pt"), [], job="detection")
     assert [score.stats for score in again] == [score.stats for score in scores]
     rows = predict_images(
         str(folder / "best.pt"), [data_with_keypoints["images"]], output_dir=str(tmp_path / "out"), device="cpu"
@@ -83,7 +83,7 @@ def test_keypoints_of_other_numbers_are_refused_by_a_checkpoint(make_config, dat
     config = make_config(f"model.head={options}", data=data_with_keypoints)
     train(config)
     with pytest.raises(ValueError, match="other classes than"):
-        evaluate(str(Path(config.output_dir) / "best.pt"), [f"data.val.annotations={toy_data['annotations']}"])
+        evaluate(str(Path(config.output_dir) / "best.pt"), [f"data.val.annotations={toy_data['annotations']}"], job="detection")
 
 
 def test_keypoints_survive_the_checkpoint(make_config, data_with_keypoints):
