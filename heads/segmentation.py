@@ -8,7 +8,7 @@ Kirillov et al., Panoptic Feature Pyramid Networks, https://arxiv.org/abs/1901.0
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +18,7 @@ from torchvision.models.segmentation.fcn import FCNHead
 
 from backbones import Backbone, FeatureSpec, UserError
 from backbones.check_maps import check_maps, declared_specs
+from backbones.norms import norm_layer
 from backbones.registry import Registry
 
 SEGMENTERS: Registry[Callable[..., "Segmenter"]] = Registry("segmenter")
@@ -25,14 +26,21 @@ register_segmenter = SEGMENTERS.register
 # A label of pixels that are no example: PASCAL VOC's border between objects.
 IGNORED = 255
 AUXILIARY_WEIGHT = 0.5
+# In a head's layers, which are trained from scratch: batch norm, over all processes or not, or group norm, for tiny batches.
+HeadNorm = Literal["bn", "sync_bn", "gn"]
+
+
+def ignored_label(num_classes: int) -> int:
+    """The label of pixels that are no example: 255, or 65535 where 255 is a class."""
+    return IGNORED if num_classes <= IGNORED else 65535
 
 
 class Segmenter(nn.Module):
     """A backbone and a classifier of its maps' pixels: (B, C, H, W) normalised images -> class logits (B, num_classes, H, W).
 
-    With targets, label maps (B, H, W) int64 in which 255 is no example, `forward` gives losses: `loss`, and `loss_aux` (half
-    the cross entropy of the auxiliary classifier) where there is one. Parameters are named as torchvision's `backbone`,
-    `classifier` and `aux_classifier`.
+    With targets, label maps (B, H, W) int64 in which 255 (`ignored_label`) is no example, `forward` gives losses: `loss`, and
+    `loss_aux` (half the cross entropy of the auxiliary classifier) where there is one. Parameters are named as torchvision's
+    `backbone`, `classifier` and `aux_classifier`.
     """
 
     def __init__(
@@ -64,8 +72,9 @@ class Segmenter(nn.Module):
 
 def pixel_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
     """The mean cross entropy of logits (B, K, H, W) over the pixels of (B, H, W) that are examples; zero where none is."""
-    total = F.cross_entropy(logits.float(), targets, ignore_index=IGNORED, reduction="sum")
-    return total / (targets != IGNORED).sum().clamp(min=1)
+    ignored = ignored_label(logits.shape[1])
+    total = F.cross_entropy(logits.float(), targets, ignore_index=ignored, reduction="sum")
+    return total / (targets != ignored).sum().clamp(min=1)
 
 
 def build_segmenter(name: str, backbone: Backbone, num_classes: int, **options: Any) -> Segmenter:
@@ -84,24 +93,31 @@ def build_segmenter(name: str, backbone: Backbone, num_classes: int, **options: 
 
 
 @register_segmenter("fcn")
-def fcn(backbone: Backbone, num_classes: int, *, auxiliary: bool = False) -> Segmenter:
+def fcn(backbone: Backbone, num_classes: int, *, auxiliary: bool = False, norm: HeadNorm = "bn") -> Segmenter:
     """torchvision's FCN: two convolutions on the coarsest map.
 
     `fcn_resnet50` is built on `build_backbone("resnet50", output_stride=8, out_features=["c4", "c5"])`, with `auxiliary`.
 
     Args:
         auxiliary: also classify the map before the coarsest, which helps deep networks to train; it is not used afterwards.
+        norm: in the head's layers: bn, sync_bn or gn.
 
     Raises:
         UserError: the backbone gives too few maps, or others than it declares.
     """
     name, coarsest = _levels(backbone)[-1]
-    return _with_auxiliary(backbone, OnMap(name, FCNHead(coarsest.channels, num_classes)), num_classes, auxiliary=auxiliary)
+    classifier = OnMap(name, FCNHead(coarsest.channels, num_classes))
+    return _assemble(backbone, classifier, num_classes, auxiliary=auxiliary, norm=norm)
 
 
 @register_segmenter("deeplabv3")
 def deeplabv3(
-    backbone: Backbone, num_classes: int, *, auxiliary: bool = False, atrous_rates: list[int] | None = None
+    backbone: Backbone,
+    num_classes: int,
+    *,
+    auxiliary: bool = False,
+    atrous_rates: list[int] | None = None,
+    norm: HeadNorm = "bn",
 ) -> Segmenter:
     """torchvision's DeepLabv3: the coarsest map seen at several dilations.
 
@@ -109,14 +125,15 @@ def deeplabv3(
 
     Args:
         auxiliary: as for `fcn`.
-        atrous_rates: dilations of the 3x3 convolutions; left out, 12, 24 and 36, meant for a stride of 8 (6, 12, 18 for 16).
+        atrous_rates: dilations of the 3x3 convolutions; left out, the paper's: 12, 24, 36 at a stride of 8, 6, 12, 18 from 16.
+        norm: as for `fcn`.
 
     Raises:
         UserError: the backbone gives too few maps, or others than it declares.
     """
     name, coarsest = _levels(backbone)[-1]
-    head = DeepLabHead(coarsest.channels, num_classes, tuple(atrous_rates or (12, 24, 36)))
-    return _with_auxiliary(backbone, OnMap(name, head), num_classes, auxiliary=auxiliary)
+    head = DeepLabHead(coarsest.channels, num_classes, tuple(atrous_rates or _atrous_rates(coarsest.stride)))
+    return _assemble(backbone, OnMap(name, head), num_classes, auxiliary=auxiliary, norm=norm)
 
 
 @register_segmenter("deeplabv3plus")
@@ -127,25 +144,27 @@ def deeplabv3plus(
     auxiliary: bool = False,
     atrous_rates: list[int] | None = None,
     low_level_channels: int = 48,
+    norm: HeadNorm = "bn",
 ) -> Segmenter:
     """DeepLabv3+: what the coarsest map says, sharpened by the finest.
 
     Args:
         backbone: gives two maps or more; the finest, of stride 4 in the paper, is the low-level one.
         auxiliary: as for `fcn`.
-        atrous_rates: as for `deeplabv3`; left out, 6, 12 and 18 at a stride of 16, and twice those at 8.
+        atrous_rates: as for `deeplabv3`.
         low_level_channels: what the finest map is reduced to.
+        norm: as for `fcn`.
 
     Raises:
         UserError: the backbone gives too few maps, or others than it declares.
     """
     levels = _levels(backbone, at_least=2)
     (fine_name, fine), (coarse_name, coarse) = levels[0], levels[-1]
-    rates = atrous_rates or [rate * max(1, 16 // coarse.stride) for rate in (6, 12, 18)]
+    rates = atrous_rates or _atrous_rates(coarse.stride)
     classifier = DeepLabPlusHead(
         fine_name, coarse_name, fine.channels, coarse.channels, num_classes, rates=rates, low_level_channels=low_level_channels
     )
-    return _with_auxiliary(backbone, classifier, num_classes, auxiliary=auxiliary)
+    return _assemble(backbone, classifier, num_classes, auxiliary=auxiliary, norm=norm)
 
 
 @register_segmenter("semantic_fpn")
@@ -250,11 +269,27 @@ def _levels(backbone: Backbone, *, at_least: int = 1) -> list[tuple[str, Feature
     return list(specs.items())
 
 
-def _with_auxiliary(backbone: Backbone, classifier: nn.Module, num_classes: int, *, auxiliary: bool) -> Segmenter:
-    if not auxiliary:
-        return Segmenter(backbone, classifier)
-    name, spec = _levels(backbone, at_least=2)[-2]
-    return Segmenter(backbone, classifier, FCNHead(spec.channels, num_classes), aux_feature=name)
+def _atrous_rates(stride: int) -> list[int]:
+    return [rate * max(1, 16 // stride) for rate in (6, 12, 18)]
+
+
+def _assemble(backbone: Backbone, classifier: nn.Module, num_classes: int, *, auxiliary: bool, norm: HeadNorm) -> Segmenter:
+    aux_name, aux_classifier = "", None
+    if auxiliary:
+        aux_name, spec = _levels(backbone, at_least=2)[-2]
+        aux_classifier = FCNHead(spec.channels, num_classes)
+    for head in (classifier, aux_classifier):
+        if head is not None and norm != "bn":
+            _replace_batch_norms(head, norm)
+    return Segmenter(backbone, classifier, aux_classifier, aux_feature=aux_name)
+
+
+def _replace_batch_norms(head: nn.Module, norm: HeadNorm) -> None:
+    """Nothing is lost: the head is new."""
+    for module in list(head.modules()):
+        for name, child in list(module.named_children()):
+            if isinstance(child, nn.BatchNorm2d):
+                setattr(module, name, norm_layer(norm)(child.num_features))
 
 
 def _convolution(in_channels: int, out_channels: int, kernel_size: int) -> nn.Sequential:

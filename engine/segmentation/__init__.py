@@ -1,0 +1,1 @@
+"""Semantic segmentation as a job: label maps or painted instances, a segmenter on any backbone, mIoU."""
