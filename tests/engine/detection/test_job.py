@@ -1,0 +1,96 @@
+"""engine/detection/job.py: detection as the engine sees it."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from engine.data.annotations import Category
+from engine.detection.job import DetectionJob
+from tests.engine.conftest import MASKS
+
+CATEGORIES = [Category(3, "bar"), Category(44, "square")]
+
+
+@pytest.fixture
+def job(make_config) -> DetectionJob:
+    return DetectionJob(make_config(*MASKS))
+
+
+@pytest.mark.parametrize("num_keypoints", [0, 5])
+def test_the_model_has_the_background_besides_the_classes_and_the_most_keypoints_of_any(make_config, num_keypoints):
+    names = tuple(f"point {number}" for number in range(num_keypoints))
+    head = "keypoint_rcnn, keypoint_head_dim: 8, keypoint_head_layers: 1" if num_keypoints else "faster_rcnn"
+    job = DetectionJob(make_config(f"model.head={{name: {head}}}"))
+    model = job.build_model([Category(1, "person", names), Category(2, "cup"), Category(3, "cat")], load_weights=False)
+    assert model.roi_heads.box_predictor.cls_score.out_features == 4
+    if num_keypoints:
+        assert model.roi_heads.keypoint_predictor.kps_score_lowres.out_channels == num_keypoints
+
+
+def test_the_losses_are_the_detectors_own(job):
+    training_set = job.build_training_set()
+    model = job.build_model(training_set.categories, load_weights=False).train()
+    images, targets = zip(*(training_set[index] for index in range(2)), strict=True)
+    losses = [call(list(images), list(targets)) for call in (model, lambda *batch: job.losses(model, *batch))]
+    assert losses[0].keys() == losses[1].keys() >= {"loss_classifier", "loss_box_reg", "loss_mask"}
+    for name, value in losses[0].items():
+        torch.testing.assert_close(losses[1][name], value)
+
+
+def test_a_run_is_described_by_head_backbone_and_counts(job):
+    lines = job.describe(job.build_training_set(), job.build_validation_set())
+    assert lines == [
+        "mask_rcnn on resnet18",
+        "7 training images with 12 objects of 3 classes, 2 validation images",
+    ]
+
+
+def test_objects_that_are_left_out_are_said(make_config, toy_data, tmp_path):
+    content = json.loads(Path(toy_data["annotations"]).read_text())
+    content["annotations"][0]["bbox"] = [5, 5, 0, 10]
+    (tmp_path / "flat.json").write_text(json.dumps(content))
+    job = DetectionJob(make_config(f"data.train.annotations={tmp_path / 'flat.json'}"))
+    *_, said, left_out = job.describe(job.build_training_set(), job.build_validation_set())
+    assert said.startswith("7 training images with 11 objects")
+    assert left_out == "left out: 1 training objects whose box has no width or height within its image"
+
+
+def test_classes_are_counted_with_those_that_do_not_occur(job):
+    heading, *lines = job.describe_classes(job.build_training_set())
+    assert heading == "12 objects, 1 of them crowd regions, in 3 classes:"
+    assert [line.split() for line in lines] == [["bar", "6"], ["square", "6"], ["never", "0"]]
+
+
+def test_a_sample_is_drawn_with_its_objects(job):
+    training_set = job.build_training_set()
+    image, target = training_set[0]
+    picture = job.draw_sample(training_set, image, target)
+    empty = job.draw_sample(
+        training_set, image, {key: value[:0] for key, value in target.items() if key in ("boxes", "labels")}
+    )
+    assert picture.shape == empty.shape
+    assert np.abs(picture.astype(int) - empty.astype(int)).max() > 50
+
+
+def test_a_prediction_is_drawn_from_the_threshold_on_and_written_whole(job, tmp_path):
+    image = np.full((40, 60, 3), 128, np.uint8)
+    prediction = {
+        "boxes": torch.tensor([[2.0, 3, 30, 20], [20, 10, 50, 35]]),
+        "labels": torch.tensor([2, 1]),
+        "scores": torch.tensor([0.75, 0.25]),
+    }
+    said, rows = job.present(image, prediction, CATEGORIES, picture=tmp_path / "half.png", score_threshold=0.5)
+    assert said == f"1 objects -> {tmp_path / 'half.png'}"
+    assert rows == [
+        {"image_id": 0, "category_id": 44, "bbox": [2, 3, 28, 17], "score": 0.75},
+        {"image_id": 0, "category_id": 3, "bbox": [20, 10, 30, 25], "score": 0.25},
+    ]
+    said, again = job.present(image, prediction, CATEGORIES, picture=tmp_path / "all.png", score_threshold=0.0)
+    assert said == f"2 objects -> {tmp_path / 'all.png'}"
+    assert again == rows
+    half, whole = (np.asarray(Image.open(tmp_path / f"{name}.png")).astype(int) for name in ("half", "all"))
+    assert np.abs(half - whole).max() > 50
