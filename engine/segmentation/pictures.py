@@ -28,9 +28,10 @@ def overlay(image: np.ndarray, labels: np.ndarray, categories: Sequence[Category
     """
     colours = np.array(class_colours(categories), np.float32)
     picture = image.astype(np.float32)
+    grey = picture @ np.array([0.299, 0.587, 0.114], np.float32)  # so that the image's own colours do not change the classes'
     known = labels != ignored
     tinted = known & (labels > 0) if _begins_with_background(categories) else known
-    picture[tinted] = 0.4 * picture[tinted] + 0.6 * colours[labels[tinted]]
+    picture[tinted] = 0.4 * grey[tinted, None] + 0.6 * colours[labels[tinted]]
     rows, columns = np.ogrid[: labels.shape[0], : labels.shape[1]]
     hatched = ~known & ((rows + columns) % 8 < 3)
     picture[hatched] = 0.3 * picture[hatched] + 0.7 * np.array(_PAPER)
