@@ -13,7 +13,7 @@ from backbones.weights import check_fit, load_pickled_tensors
 from engine.config import RunConfig
 from engine.config_file import apply_overrides, check_job
 from engine.data.annotations import Category
-from engine.job import SampleSet, job_of
+from engine.job import HasClasses, job_of
 
 FORMAT = 1
 
@@ -56,7 +56,7 @@ class Checkpoint:
         model.load_state_dict(self.model)
         return model.eval()
 
-    def check_categories(self, dataset: SampleSet) -> None:
+    def check_categories(self, dataset: HasClasses) -> None:
         """Check that a data set has the classes the model was trained on.
 
         Raises:

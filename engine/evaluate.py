@@ -1,6 +1,6 @@
 """From a model and a data set to predictions, scores and files: exact over any number of processes."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,13 +9,14 @@ from torch import nn
 
 from backbones.errors import UserError
 from engine.amp import autocast
-from engine.checkpoint import load_checkpoint
+from engine.checkpoint import Checkpoint, load_checkpoint
+from engine.config import RunConfig
 from engine.config_file import load_config
 from engine.data.loader import BatchLoader
 from engine.data.sampler import ShardSampler
 from engine.distributed import World, start_world
 from engine.files import make_folder
-from engine.job import Evaluation, Job, job_of
+from engine.job import Evaluation, HasClasses, Job, job_of
 from engine.progress import Reporter
 from engine.scores import Score
 
@@ -62,6 +63,47 @@ def run_evaluation(
     return evaluation
 
 
+def open_source(
+    source: str, overrides: Sequence[str], *, job: str | None = None, weights: str | None = None
+) -> tuple[RunConfig, Checkpoint | None]:
+    """The config of a checkpoint, and the checkpoint; or that of a YAML file, which needs weights of the whole model.
+
+    Args:
+        job: the job it must be for; None takes any.
+
+    Raises:
+        UserError: it is neither, is of another job, or is a config without weights; an override is wrong.
+    """
+    if Path(source).suffix in (".yaml", ".yml"):
+        config = load_config(source, overrides, job=job)
+        if weights is None:
+            raise UserError(f"{source} is a config, which has no trained weights: add --weights PATH, or name a checkpoint.")
+        return config, None
+    checkpoint = load_checkpoint(source)
+    return checkpoint.load_config(list(overrides), job=job), checkpoint
+
+
+def build_trained_model(
+    job: Job[Any], checkpoint: Checkpoint | None, classes: HasClasses, *, weights: str | None, reporter: Reporter
+) -> nn.Module:
+    """A model in evaluation mode with the weights of a checkpoint, or of a file, of which it is then said what became of it.
+
+    Raises:
+        UserError: the weights do not fit, or are of other classes than `classes`.
+    """
+    if checkpoint is not None:
+        checkpoint.check_categories(classes)
+        model = checkpoint.build_model(job.config)
+    else:
+        model = job.build_model(classes.categories, load_weights=False)
+    if weights is not None:
+        job.load_weights(model, weights, classes)
+        report = getattr(model.backbone, "weights_report", None)
+        for text in report.lines() if report is not None else ():
+            reporter.line(text)
+    return model.eval()
+
+
 def evaluate(
     source: str, overrides: list[str], *, job: str, weights: str | None = None, output_dir: str | None = None
 ) -> list[Score]:
@@ -79,27 +121,16 @@ def evaluate(
     Raises:
         UserError: something in the files or the config that the user can put right.
     """
-    checkpoint = None
-    if Path(source).suffix in (".yaml", ".yml"):
-        config = load_config(source, overrides, job=job)
-        if weights is None:
-            raise UserError(f"{source} is a config, which has no trained weights: add --weights PATH, or name a checkpoint.")
-    else:
-        checkpoint = load_checkpoint(source)
-        config = checkpoint.load_config(overrides, job=job)
+    config, checkpoint = open_source(source, overrides, job=job, weights=weights)
     if output_dir is not None:
         make_folder(output_dir)  # before the work, not after it
     with start_world(config.device) as world:
         reporter = Reporter(world)
         its_job = job_of(config)
-        dataset = its_job.build_validation_set(world)
         if checkpoint is not None:
-            checkpoint.check_categories(dataset)
-            model = checkpoint.build_model(config)
-        else:
-            model = its_job.build_model(dataset.categories, load_weights=False)
-        if weights is not None:
-            its_job.load_weights(model, weights, dataset)
+            its_job.take_classes(checkpoint.categories)
+        dataset = its_job.build_validation_set(world)
+        model = build_trained_model(its_job, checkpoint, dataset, weights=weights, reporter=reporter)
         reporter.line(f"{weights or source} on {len(dataset)} images of {dataset.path}")
         with reporter.bar("evaluating", len(dataset)) as show:
             evaluation = run_evaluation(

@@ -25,20 +25,27 @@ JOBS = {
 TOOLS = {"detection": "det", "segmentation": "seg", "classification": "cls"}  # tools/train_det.py, tools/eval_det.py, ...
 
 
-class SampleSet(Protocol):
+class HasClasses(Protocol):
+    """What says which classes there are."""
+
+    @property
+    def categories(self) -> list[Category]:
+        """The classes in the order of their labels."""
+        ...
+
+    @property
+    def path(self) -> Path:
+        """The file or folder it was read from, for messages."""
+        ...
+
+
+class SampleSet(HasClasses, Protocol):
     """What a job trains on, or is validated on.
 
     `samples[index]` is the sample of epoch 0, `samples[epoch, index]` that of another epoch: an image uint8 (C, H, W) and a
     target, a dict with `image_id`, a whole number no other image has, and `seed`, from which whatever is drawn at random for
     this sample comes.
     """
-
-    categories: list[Category]
-
-    @property
-    def path(self) -> Path:
-        """The file or folder it was read from, for messages."""
-        ...
 
     def __len__(self) -> int: ...
 
@@ -106,6 +113,17 @@ class Job(ABC, Generic[ConfigT]):
             UserError: data that is missing or malformed.
         """
 
+    def take_classes(self, categories: Sequence[Category]) -> None:
+        """Take the classes of a checkpoint, called before a data set is built that may not know all of them; COCO's does."""
+
+    def build_classes(self, world: World | None = None) -> HasClasses:
+        """What says the classes where there is neither a checkpoint nor a data set yet: the validation set.
+
+        Raises:
+            UserError: as `build_validation_set`.
+        """
+        return self.build_validation_set(world)
+
     @abstractmethod
     def build_model(self, categories: Sequence[Category], *, load_weights: bool) -> nn.Module:
         """The model; its attribute `backbone` is the backbone.
@@ -121,6 +139,9 @@ class Job(ABC, Generic[ConfigT]):
     @abstractmethod
     def load_weights(self, model: nn.Module, path: str, dataset: Any) -> None:
         """Load a file of weights of the whole model: a checkpoint of ours, or another library's of the same architecture.
+
+        Args:
+            dataset: what says the classes, a `HasClasses`.
 
         Raises:
             UserError: the file is missing or does not fit, or is of other classes than `dataset`.

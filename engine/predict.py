@@ -8,9 +8,9 @@ from typing import Any
 import torch
 
 from backbones.errors import UserError
-from engine.checkpoint import load_checkpoint
 from engine.data.dataset import read_image
 from engine.distributed import start_world
+from engine.evaluate import build_trained_model, open_source
 from engine.files import IMAGE_SUFFIXES, make_folder, picture_names
 from engine.job import job_of
 from engine.progress import Reporter
@@ -39,23 +39,34 @@ def find_images(inputs: Sequence[str]) -> list[Path]:
 
 @torch.no_grad()
 def predict_images(
-    checkpoint: str, inputs: Sequence[str], *, output_dir: str, score_threshold: float = 0.5, device: str = "auto"
+    source: str,
+    inputs: Sequence[str],
+    *,
+    output_dir: str,
+    score_threshold: float = 0.5,
+    device: str = "auto",
+    weights: str | None = None,
+    overrides: Sequence[str] = (),
 ) -> list[dict[str, Any]]:
-    """Say what a checkpoint's model sees in images; write a picture each and `results.json` into `output_dir`.
+    """Say what a model sees in images; write a picture each and `results.json` into `output_dir`.
 
     `results.json` has the rows its job makes of each image, with `image_id` and `file_name`; images are numbered from 1 in the
     order they are listed. A detector's rows are in COCO's results format with the training data's category ids. Under torchrun
     the images are shared out over the processes.
 
+    Args:
+        source: a checkpoint, or a config's YAML file, whose job then says the classes.
+        weights: a file of weights of the whole model; needed with a config.
+        overrides: `key=value` in place of the config's.
+
     Returns:
         The rows on the main process, an empty list on the others.
 
     Raises:
-        UserError: a path does not exist, an image cannot be read, or the checkpoint is not one.
+        UserError: a path does not exist, an image cannot be read, the source is neither, or the weights do not fit.
     """
     paths = find_images(inputs)
-    loaded = load_checkpoint(checkpoint)
-    config = loaded.load_config()
+    config, checkpoint = open_source(source, overrides, weights=weights)
     job = job_of(config)
     folder = make_folder(output_dir)
     # Where the pictures go beside the images, none takes an image's place.
@@ -63,7 +74,8 @@ def predict_images(
     pictures = [folder / f"{name}.png" for name in picture_names(paths, taken=beside)]
     with start_world(device) as world:
         reporter = Reporter(world)
-        model = loaded.build_model(config).to(world.device)
+        classes = checkpoint or job.build_classes(world)
+        model = build_trained_model(job, checkpoint, classes, weights=weights, reporter=reporter).to(world.device)
         rows: dict[int, list[dict[str, Any]]] = {}
         with reporter.bar("predicting", len(paths)) as show:
             for image_id in range(1 + world.rank, len(paths) + 1, world.size):
@@ -71,7 +83,7 @@ def predict_images(
                 image = read_image(path)
                 prediction = job.predict(model, [job.prepare(image).to(world.device)])[0]
                 said, found = job.present(
-                    image, prediction, loaded.categories, picture=pictures[image_id - 1], score_threshold=score_threshold
+                    image, prediction, classes.categories, picture=pictures[image_id - 1], score_threshold=score_threshold
                 )
                 rows[image_id] = [row | {"image_id": image_id, "file_name": str(path)} for row in found]
                 print(f"{path}: {said}")

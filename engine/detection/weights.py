@@ -6,10 +6,10 @@ from torch import nn
 
 from backbones.weights import check_fit, load_pickled_tensors, load_tensors, read_state_dict
 from engine.checkpoint import load_checkpoint
-from engine.job import SampleSet
+from engine.job import HasClasses
 
 
-def load_detector_weights(model: nn.Module, path: str | Path, dataset: SampleSet) -> None:
+def load_detector_weights(model: nn.Module, path: str | Path, dataset: HasClasses) -> None:
     """Load a file of weights of a whole detector: a checkpoint of ours, or torchvision's of the same architecture.
 
     A checkpoint of ours must have the classes of `dataset`. Files of bare weights do not say theirs.
