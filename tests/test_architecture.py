@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+import engine.job
+
 ROOT = Path(__file__).parents[1]
 # A package may import itself and those before it.
 PACKAGES = ["backbones", "heads", "engine", "tools"]
@@ -21,13 +23,19 @@ def relative(path):
 
 def imports(tree, *, at_import_time_only=False):
     """(line, top-level package) of each import statement; imports from the file's own package by dots are left out."""
+    modules = imported_modules(tree, at_import_time_only=at_import_time_only)
+    yield from dict.fromkeys((line, module.split(".")[0]) for line, module in modules)
+
+
+def imported_modules(tree, *, at_import_time_only=False):
+    """(line, module) of each import statement, and of each name imported from one, which may be a module itself."""
     nodes = [tree]
     while nodes:
         node = nodes.pop()
         if isinstance(node, ast.Import):
-            yield from ((node.lineno, alias.name.split(".")[0]) for alias in node.names)
+            yield from ((node.lineno, alias.name) for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.level == 0:
-            yield node.lineno, node.module.split(".")[0]
+            yield from ((node.lineno, f"{node.module}.{alias.name}") for alias in node.names)
         inside = isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
         if not (inside and at_import_time_only):
             nodes.extend(ast.iter_child_nodes(node))
@@ -47,6 +55,25 @@ def test_arrows_go_from_tools_to_engine_to_heads_to_backbones(path):
     above = set(PACKAGES[PACKAGES.index(package) + 1 :]) | {"tests", "benchmarks"}
     against = [f"line {line}: {name}" for line, name in imports(ast.parse(path.read_text())) if name in above]
     assert not against, f"{package} must not import {against}"
+
+
+JOBS = [place.split(":")[0].rpartition(".")[0] for place in engine.job.JOBS.values()]  # engine.detection, ...
+
+
+@pytest.mark.parametrize("path", [path for path in SOURCES if path.is_relative_to(ROOT / "engine")], ids=relative)
+def test_the_engine_imports_no_job_and_no_job_another(path):
+    own = ".".join(path.relative_to(ROOT).parts[:-1])
+    others = tuple(f"{job}." for job in JOBS if job != own)
+    against = [
+        f"line {line}: {name}" for line, name in imported_modules(ast.parse(path.read_text())) if f"{name}.".startswith(others)
+    ]
+    assert not against, f"{own} must not import {against}"
+
+
+def test_an_import_of_a_job_is_seen_in_every_form():
+    for text in ("import engine.detection.job", "from engine.detection import job", "from engine import detection"):
+        ((_, name),) = imported_modules(ast.parse(text))
+        assert f"{name}.".startswith("engine.detection.")
 
 
 # These modules are imported when a name asks for them, or by the user of another framework; each needs just that one.
