@@ -93,6 +93,15 @@ def _check_source(value: Any) -> Any:
     return value
 
 
+def _keys_as_text(value: Any) -> Any:
+    # A file's keys are texts, an override's may be numbers.
+    return {str(key): name for key, name in value.items()} if isinstance(value, dict) else value
+
+
+ClassNames = Annotated[
+    Annotated[list[str], Field(min_length=1)] | dict[str, str] | str | None,
+    BeforeValidator(_keys_as_text),
+]
 DataSource = Annotated[str | ImageFiles, BeforeValidator(_check_source)]
 
 
@@ -101,7 +110,7 @@ class SegmentationDataConfig(DataConfig):
     """{images: FOLDER, labels: FOLDER} of label maps, {images: FOLDER, annotations: FILE} in COCO's format, or the name of an
     embedded set: shapes."""
     val: DataSource
-    classes: Annotated[list[str], Field(min_length=1)] | dict[str, str] | str | None = None
+    classes: ClassNames = None
     """Of label maps: names for the pixel values from 0 up, `ignore_index` left out; or {value: name}; or a file of names, one a
     line. Of COCO's format: the categories to keep, in this order; all others are background. Left out there: all."""
     ignore_index: PixelValue | list[PixelValue] | None = 255
