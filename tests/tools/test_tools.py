@@ -14,7 +14,7 @@ from PIL import Image
 from backbones import build_backbone
 
 ROOT = Path(__file__).parents[2]
-TOOLS = ["train_det.py", "eval_det.py", "predict.py", "show_data.py"]
+TOOLS = sorted(path.name for path in (ROOT / "tools").glob("*.py"))
 
 
 def numbers(text: str) -> list[str]:
@@ -179,6 +179,46 @@ def test_wrong_lines_of_a_file_are_all_named_at_once(tool, toy):
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
 def test_a_gpu_that_is_not_there_is_refused(tool, toy):
     assert_refused(tool("train_det.py", toy.config, "device=cuda"), "device is cuda", "device=cpu")
+
+
+# ---- What they refuse: another job's ----
+
+JOBS = {"detection": "det", "segmentation": "seg", "classification": "cls"}
+
+
+def test_every_job_has_its_tools():
+    assert {f"{verb}_{short}.py" for verb in ("train", "eval") for short in JOBS.values()} <= set(TOOLS)
+
+
+@pytest.mark.parametrize("verb", ["train", "eval"])
+@pytest.mark.parametrize(("named", "wanted"), [(named, wanted) for named in JOBS for wanted in JOBS if named != wanted])
+def test_a_config_of_another_job_is_refused_and_its_tools_named(tool, tmp_path, monkeypatch, verb, named, wanted):
+    monkeypatch.chdir(tmp_path)
+    Path("run.yaml").write_text(f"job: {named}\nmodel: {{}}\n")
+    weights = ["--weights", "none.pth"] if verb == "eval" else []
+    done = tool(f"{verb}_{JOBS[wanted]}.py", "run.yaml", *weights)
+    assert_refused(done, f"run.yaml is of the job {named}, and this tool is for {wanted}")
+    assert_refused(done, f"use tools/train_{JOBS[named]}.py or tools/eval_{JOBS[named]}.py")
+    assert len(done.err.splitlines()) == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["run.yaml"]
+
+
+@pytest.mark.parametrize("wanted", ["segmentation", "classification"])
+def test_a_detectors_run_is_refused_by_the_tools_of_other_jobs(tool, toy, trained, tmp_path, wanted):
+    reason = f"is of the job detection, and this tool is for {wanted}: use tools/train_det.py or tools/eval_det.py"
+    checkpoint = trained.folder / "last.pt"
+    assert_refused(tool(f"eval_{JOBS[wanted]}.py", checkpoint, "-o", tmp_path / "out"), f"{checkpoint} {reason}")
+    assert_refused(tool(f"train_{JOBS[wanted]}.py", toy.config, "--resume", checkpoint), f"{toy.config} {reason}")
+    assert not (tmp_path / "out").exists()
+    assert not toy.run.exists()
+
+
+@pytest.mark.parametrize("name", ["train_det.py", "eval_seg.py", "show_data.py"])
+def test_a_job_that_there_is_not_is_refused_with_its_line(tool, toy, name):
+    toy.config.write_text(toy.config.read_text().replace("job: detection", "job: detectoin"))
+    done = tool(name, toy.config)
+    assert_refused(done, f"{toy.config}, line 1: job: There is no job 'detectoin'. Did you mean 'detection'?")
+    assert len(done.err.splitlines()) == 1
 
 
 # ---- What they refuse: the data ----
