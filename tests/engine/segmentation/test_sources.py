@@ -154,7 +154,7 @@ def test_random_instances_are_painted_as_pycocotools_masks_by_size(painted):
     decoded = [(category, mask_api.decode(more["segmentation"]), more["iscrowd"]) for category, _, more in rows]
     for _, mask, crowd in decoded:
         expected[(mask > 0) & (crowd == 1)] = IGNORED
-    for category, mask, crowd in sorted(decoded, key=lambda row: -row[1].sum()):
+    for category, mask, crowd in sorted(decoded, key=lambda row: -int(row[1].sum())):
         expected[(mask > 0) & (crowd == 0)] = label_of[category]
     assert np.array_equal(painted(rows).read_labels(0), expected)
 
