@@ -4,7 +4,8 @@ from pathlib import Path
 
 from setuptools import find_packages, setup
 
-# Each plug-out is tested against the framework it is for, and the classifier on photographs that scikit-image ships.
+# Each plug-out is tested against the framework it is for; the classifier on photographs that scikit-image ships and on
+# scikit-learn's digits, and against its scores.
 TEST = [
     "pytest>=8.2",
     "pytest-xdist>=3.6",
@@ -13,6 +14,7 @@ TEST = [
     "segmentation-models-pytorch>=0.6",
     "scipy>=1.11",
     "scikit-image>=0.24",
+    "scikit-learn>=1.4",
 ]
 
 setup(

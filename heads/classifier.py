@@ -90,6 +90,6 @@ def _final_layer(model: Classifier, plan: LoadPlan) -> dict[str, str]:
         if given.numel() != own.numel() or given.shape[:1] != own.shape[:1]:
             raise UserError(
                 f"{source} does not fit {type(model).__name__}: {key} is {shape(given)} in the file and fc.{what} is "
-                f"{shape(own)} in the model. Give num_classes as in the file, or load the backbone alone."
+                f"{shape(own)} in the model. Give the model as many classes as the file has, or load the backbone alone."
             )
     return final

@@ -88,7 +88,7 @@ def test_the_final_layer_of_caffe2_is_found(tmp_path, randomize):
         (lambda weights: weights.update({"head.weight": torch.ones(7, 512)}), "does not end in one linear layer"),
         (
             lambda weights: weights.update({"fc.weight": torch.ones(9, 512), "fc.bias": torch.ones(9)}),
-            r"fc\.weight is 9x512 in the file and fc\.weight is 7x512 in the model\. Give num_classes as",
+            r"fc\.weight is 9x512 in the file and fc\.weight is 7x512 in the model\. Give the model as many classes as",
         ),
         (lambda weights: weights.update({"fc.bias": torch.tensor(1.0)}), r"fc\.bias is a single number in the file"),
         (lambda weights: weights.pop("layer1.0.conv1.weight"), r"missing layer1\.0\.conv1\.weight"),
