@@ -22,6 +22,7 @@ from engine.config import (
 )
 
 NotNegative = Annotated[float, Field(ge=0)]
+Side = Annotated[int, Field(ge=2)]  # pixels; PyTorch fails at bringing images to 1 x 1
 PartOfTheRun = Annotated[list[int | float], Field(min_length=2, max_length=2)]
 
 
@@ -83,14 +84,14 @@ class ClassificationDataConfig(DataConfig):
     name. Left out: the training set's own, of folders their sorted names. Not every class needs images."""
     channels: Literal[1, 3] = 3
     """Of the images the model is given: 3 for colour, 1 for grey. Image files are converted."""
-    size: PositiveInt = 224
+    size: Side = 224
     """The side of a training image, pixels."""
     long_side_schedule: list[PartOfTheRun] = Field(default_factory=list)
     """Other sides of a training image in the course of the run, for progressive resizing: [[0, 128], [0.4, 192]] trains with
     128 pixels from the beginning and 192 after 40 %. The first of a pair is a fraction of the run up to 1, or epochs done."""
-    eval_size: PositiveInt | None = None
+    eval_size: Side | None = None
     """The side of a validation image, which is cut out of the middle, pixels. Left out: `size`."""
-    eval_resize: PositiveInt | None = None
+    eval_resize: Side | None = None
     """The shorter side that a validation image is brought to before that, pixels. Left out: `eval_size`."""
     augmentations: list[ImageAugmentationConfig] = Field(
         default_factory=lambda: [
@@ -118,10 +119,10 @@ class ClassificationDataConfig(DataConfig):
                 "as much, or more"
             )
         for start, side in self.long_side_schedule:
-            if start < 0 or not isinstance(side, int) or side < 1:
+            if start < 0 or not isinstance(side, int) or side < 2:
                 raise ValueError(
                     f"long_side_schedule has [{start}, {side}]: give [from, pixels], a fraction of the run or epochs, and a "
-                    "whole number of at least 1"
+                    "whole number of at least 2"
                 )
         return self
 

@@ -67,7 +67,7 @@ def test_the_side_of_a_training_image_follows_the_schedule(schedule, epochs, siz
         (["data.train={name: mnist, root: 3}"], "Option 'root' is 3: Input should be a valid string"),
         (["data.train=no_such_module:set"], "no module 'no_such_module'"),
         (["data.train=5"], "data.train: this key has keys of its own, and cannot be 5"),
-        (["data.size=0"], "data.size: Input should be greater than or equal to 1, not 0"),
+        (["data.size=0"], "data.size: Input should be greater than or equal to 2, not 0"),
         (["data.eval_size=0"], "data.eval_size: Input should be greater"),
         (["data.size=64.5"], "data.size: .*integer"),
         (["data.eval_size=64", "data.eval_resize=60"], "eval_resize 60 is less than eval_size 64"),
