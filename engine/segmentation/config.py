@@ -80,7 +80,7 @@ class ImageFiles(Section):
     def _check(self) -> "ImageFiles":
         if (self.labels is None) == (self.annotations is None):
             raise ValueError("give `labels`, a folder of label maps, or `annotations`, a file in COCO's format: one of the two")
-        if self.annotations is not None and self.model_fields_set & {"list", "image_suffix", "label_suffix"}:
+        if self.annotations is not None and (self.list, self.image_suffix, self.label_suffix) != (None, "", ".png"):
             raise ValueError(
                 "`list`, `image_suffix` and `label_suffix` go with `labels`; `annotations` names its images itself"
             )

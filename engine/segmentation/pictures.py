@@ -61,7 +61,9 @@ def with_legend(
     if len(present) > most:
         bars.append(np.full((8, _BAR, 3), _PAPER, np.uint8))
         captions.append(f"and {len(present) - most} more")
-    legend = contact_sheet(bars, columns=max(1, picture.shape[1] // (_BAR + 8)), cell=_BAR, captions=captions)
+    zoom = min(max(picture.shape[1] / 960, 1), 1.5)  # so that names are legible under wide pictures, too
+    legend = contact_sheet(bars, columns=max(1, int(picture.shape[1] / zoom) // (_BAR + 8)), cell=_BAR, captions=captions)
+    legend = enlarged(legend, round(max(legend.shape) * zoom))
     width = max(picture.shape[1], legend.shape[1])
     whole = np.full((picture.shape[0] + legend.shape[0], width, 3), _PAPER, np.uint8)
     whole[: picture.shape[0], : picture.shape[1]] = picture

@@ -3,7 +3,7 @@
 import pytest
 
 from backbones.errors import UserError
-from engine.config_file import check_config, load_config
+from engine.config_file import check_config, dump_config, load_config
 from engine.segmentation.config import SegmentationConfig
 from heads.segmentation import SEGMENTERS
 
@@ -23,6 +23,25 @@ def test_the_least_config():
     assert (config.model.head.name, config.model.pyramid, config.data.ignore_index) == ("fcn", None, 255)
     assert (config.data.min_size, config.data.crop_size, config.data.scale) == (520, None, None)
     assert config.data.ignored_values == {255}
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "data.train={images: i, annotations: a}",
+        "data.train={images: i, labels: l, list: f, image_suffix: .jpg}",
+        "data.train=shapes",
+        "data.classes={0: background, 7: 'no'}",
+        "data.ignore_index=[0, 255]",
+        "data.min_size=null",
+        "model.head={name: deeplabv3, norm: gn, auxiliary: true, atrous_rates: [1, 2, 3]}",
+    ],
+)
+def test_a_config_survives_the_way_through_a_checkpoint_and_a_file(make_config, tmp_path, override):
+    config = make_config(override)
+    assert check_config(config.model_dump()) == config
+    (tmp_path / "config.yaml").write_text(dump_config(config))
+    assert load_config(tmp_path / "config.yaml") == config
 
 
 @pytest.mark.parametrize("head", ["fcn", "deeplabv3", "deeplabv3plus"])
