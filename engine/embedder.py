@@ -117,7 +117,13 @@ def build_embedder(recipe: Recipe) -> Embedder:
     if Path(source).is_file() or Path(source).suffix in CHECKPOINT_SUFFIXES:
         if weights is not None:
             raise UserError(f"{source} is a file, and --weights goes with the name of a backbone: leave one of them out.")
-        loaded = load_checkpoint(source)
+        try:
+            loaded = load_checkpoint(source)
+        except UserError as error:
+            hint = (
+                f" Bare weights go with a backbone's name here: resnet50 --weights {source}." if Path(source).is_file() else ""
+            )
+            raise UserError(f"{error}{hint}") from None
         config = loaded.load_config()
         body: nn.Module = loaded.build_model(config).backbone  # type: ignore[assignment]
         head = getattr(config.model, "head", None)

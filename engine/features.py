@@ -83,7 +83,7 @@ def extract_features(
                 good = {name: image for name, image in images.items() if isinstance(image, Tensor)}
                 bad = [str(error) for error in images.values() if isinstance(error, UserError)]
                 if bad and not skip_unreadable:
-                    raise UserError(f"{bad[0]} Or leave such images out: --skip-unreadable.")
+                    raise UserError(f"{bad[0]} With --skip-unreadable such images are left out.")
                 embedded[start] = embedder.embed(list(good.values())), list(good), bad
                 show(start + len(images))
         gathered = world.gather(embedded)
@@ -218,7 +218,7 @@ def _check_all(pool: ThreadPoolExecutor, batches: dict[int, list[Path]]) -> None
     if bad:
         raise UserError(
             f"{len(bad)} of {len(paths)} files cannot be read as images: {some(bad)}. "
-            "Replace them, take them out, or leave such files out: --skip-unreadable."
+            "Replace them or take them out; with --skip-unreadable such files are left out."
         )
 
 

@@ -54,7 +54,10 @@ def find_similar(
     with start_world(device) as world:
         if not world.is_main:
             return {}
-        embedder = build_embedder(features.recipe).to(world.device)
+        try:
+            embedder = build_embedder(features.recipe).to(world.device)
+        except UserError as error:
+            raise UserError(f"{path} was made with {features.recipe}. {error}") from None
         _check_probe(features, embedder.probe(), path)
         embedded = np.concatenate([embedder.embed([embedder.prepare(image)]) for image in images.values()])
     # One more, in the place of the query itself.

@@ -41,7 +41,7 @@ def main() -> None:
     if args.query or args.pairs is not None:
         makes = given & {"output", "weights", "size", "whole", "mean", "std", "batch_size", "skip_unreadable"}
         if makes or args.inputs:
-            parser.error("--query or --pairs goes with a .npz of features alone: it says how they were made")
+            parser.error("a search takes a .npz and --query IMAGE, again for each, --neighbours, -p; or a .npz and --pairs")
         if args.query and args.pairs is not None:
             parser.error("--query and --pairs: one at a time")
     elif not args.inputs or not args.output:

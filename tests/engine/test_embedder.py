@@ -114,7 +114,8 @@ def test_the_mean_and_deviation_given_are_used():
 
 def checkpoint(folder: Path, content: dict) -> Path:
     """A checkpoint of an untrained model."""
-    config = apply_overrides({"data": {"train": "shapes", "val": "shapes"}} | content, [], origin="a test")
+    dataset = "digits" if content["job"] == "classification" else "shapes"
+    config = apply_overrides({"data": {"train": dataset, "val": dataset}} | content, [], origin="a test")
     categories = [Category(1, "one"), Category(2, "two")]
     model = job_of(config).build_model(categories, load_weights=False)
     save_checkpoint(folder / "best.pt", model=model.state_dict(), config=config, categories=categories)
@@ -130,6 +131,12 @@ CHECKPOINTS = {
         "job": "detection",
         "model": {"backbone": SMALL | {"out_features": ["c2", "c3"]}, "head": {"name": "faster_rcnn"}},
     },
+    "classification": {"job": "classification", "model": {"backbone": SMALL}},
+    "classification of grey images, otherwise normalised": {
+        "job": "classification",
+        "model": {"backbone": SMALL, "head": {"image_mean": [0.5], "image_std": [0.25]}},
+        "data": {"train": "digits", "val": "digits", "channels": 1},
+    },
     "segmentation": {"job": "segmentation", "model": {"backbone": SMALL, "head": {"name": "fcn"}}},
     "segmentation on a pyramid": {
         "job": "segmentation",
@@ -144,14 +151,17 @@ def test_a_checkpoint_of_any_job_gives_its_backbones_coarsest_map(tmp_path, name
     loaded = load_checkpoint(path)
     embedder = build_embedder(Recipe(str(path), size=64))
     image = embedder.prepare(photo())
-    body = build_backbone(**SMALL).eval()
+    channels = 1 if "grey" in name else 3
+    assert len(image) == channels
+    two_maps = "two maps" in name
+    body = build_backbone(**SMALL, in_channels=channels, out_features=["c2", "c3"] if two_maps else None).eval()
     prefix = "backbone.body." if any(key.startswith("backbone.body.") for key in loaded.model) else "backbone."
     own = {key.removeprefix(prefix): value for key, value in loaded.model.items() if key.startswith(prefix)}
     body.load_state_dict(own)
-    mean, std = ([0.5] * 3, [0.25] * 3) if "otherwise" in name else (MEAN, STD)
+    mean, std = ([0.5] * channels, [0.25] * channels) if "otherwise" in name else (MEAN, STD)
     with torch.no_grad():
         maps = body(v2.functional.normalize(image / 255, mean, std)[None])
-    expected = maps["c3" if "two maps" in name else "c5"].mean((2, 3))
+    expected = maps["c3" if two_maps else "c5"].mean((2, 3))
     torch.testing.assert_close(torch.from_numpy(embedder.embed([image])), expected, rtol=1e-5, atol=1e-6)
     assert embedder.recipe == Recipe(str(path), size=64, image_mean=tuple(mean), image_std=tuple(std))
 
@@ -194,7 +204,7 @@ def test_a_source_that_is_none_is_refused(tmp_path, monkeypatch, recipe, message
 
 
 def test_bare_weights_in_a_checkpoints_place_are_refused(resnet18):
-    with pytest.raises(UserError, match="no checkpoint of a training run"):
+    with pytest.raises(UserError, match=r"no checkpoint of a training run.*resnet50 --weights .*resnet18\.pth"):
         build_embedder(Recipe(str(resnet18[0])))
 
 
