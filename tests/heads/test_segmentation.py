@@ -3,11 +3,12 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
 from torch.testing import assert_close
 from torchvision.models import segmentation
 
 from backbones import UserError, build_backbone, build_fpn_backbone
-from heads.segmentation import IGNORED, build_segmenter, pixel_cross_entropy
+from heads.segmentation import IGNORED, build_segmenter, ignored_label, pixel_cross_entropy
 
 OUT = {"out_features": ["c4", "c5"]}
 
@@ -57,6 +58,37 @@ def test_pixels_that_are_no_example_do_not_count():
     targets[0, :3] = IGNORED
     expected = F.cross_entropy(logits.permute(0, 2, 3, 1)[targets != IGNORED], targets[targets != IGNORED])
     assert_close(pixel_cross_entropy(logits, targets), expected)
+
+
+def test_of_more_than_255_classes_255_is_one():
+    assert [ignored_label(num_classes) for num_classes in (2, 255, 256, 300)] == [255, 255, 65535, 65535]
+    logits, targets = torch.randn(2, 300, 4, 5), torch.randint(0, 300, (2, 4, 5))
+    targets[0, 0], targets[1, 0] = 255, 65535
+    kept = targets != 65535
+    expected = F.cross_entropy(logits.permute(0, 2, 3, 1)[kept], targets[kept])
+    assert_close(pixel_cross_entropy(logits, targets), expected)
+
+
+@pytest.mark.parametrize(("output_stride", "expected"), [(8, [12, 24, 36]), (16, [6, 12, 18]), (32, [6, 12, 18])])
+@pytest.mark.parametrize("name", ["deeplabv3", "deeplabv3plus"])
+def test_atrous_rates_are_the_paper_s_for_the_stride(name, output_stride, expected):
+    model = build_segmenter(name, build_backbone("resnet18", output_stride=output_stride), 5)
+    rates = [module.dilation[0] for module in model.classifier.modules() if isinstance(module, nn.Conv2d)]
+    assert [rate for rate in rates if rate > 1] == expected
+    assert build_segmenter(name, build_backbone("resnet18"), 5, atrous_rates=[2, 3]).classifier is not None
+
+
+@pytest.mark.parametrize("name", ["fcn", "deeplabv3", "deeplabv3plus"])
+def test_a_head_s_norm_can_be_chosen_and_keeps_its_names(name):
+    plain, group, synchronised = (small(name, auxiliary=True, norm=norm) for norm in ("bn", "gn", "sync_bn"))
+    for model, kind in ((group, nn.GroupNorm), (synchronised, nn.SyncBatchNorm)):
+        heads = nn.ModuleList([model.classifier, model.aux_classifier])
+        norms = [module for module in heads.modules() if isinstance(module, nn.BatchNorm2d | nn.SyncBatchNorm | nn.GroupNorm)]
+        assert {type(module) for module in norms} == {kind}
+        assert {key for key, _ in model.named_parameters()} == {key for key, _ in plain.named_parameters()}
+    assert synchronised.state_dict().keys() == plain.state_dict().keys()
+    image = torch.randn(1, 3, 64, 64)
+    assert group.train()(image)["out"].isfinite().all(), "of a single image, too"
 
 
 def test_the_semantic_pyramid_is_the_sum_of_its_levels(randomize):
