@@ -19,9 +19,9 @@ from torchvision.models.segmentation.fcn import FCNHead
 from backbones import Backbone, FeatureSpec, UserError
 from backbones.check_maps import check_maps, declared_specs
 from backbones.norms import norm_layer
-from backbones.registry import Registry
+from backbones.registry import ModuleRegistry
 
-SEGMENTERS: Registry[Callable[..., "Segmenter"]] = Registry("segmenter")
+SEGMENTERS: ModuleRegistry[Callable[..., "Segmenter"]] = ModuleRegistry("segmenter", decorator="@register_segmenter")
 register_segmenter = SEGMENTERS.register
 # A label of pixels that are no example: PASCAL VOC's border between objects.
 IGNORED = 255
@@ -78,7 +78,7 @@ def pixel_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
 
 
 def build_segmenter(name: str, backbone: Backbone, num_classes: int, **options: Any) -> Segmenter:
-    """Build a registered segmenter: fcn, deeplabv3, deeplabv3plus or semantic_fpn.
+    """Build a registered segmenter: fcn, deeplabv3, deeplabv3plus or semantic_fpn; or module:name for one of a module of yours.
 
     Args:
         backbone: a bare backbone, such as `build_backbone("resnet50", output_stride=8)`; for semantic_fpn one with a pyramid.

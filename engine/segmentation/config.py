@@ -8,6 +8,7 @@ from engine.config import (
     AugmentationConfig,
     Choice,
     DataConfig,
+    EvalConfig,
     Fraction,
     ModelConfig,
     PositiveFloat,
@@ -22,13 +23,15 @@ from engine.data.augmentations import RESIZING
 from engine.data.sources import DATASETS
 from heads.segmentation import SEGMENTERS
 
-ON_A_PYRAMID = {"semantic_fpn"}  # the others are built on a bare backbone's maps
+# What ours are built on. One of a user's own module may take either.
+ON_BARE_MAPS, ON_A_PYRAMID = {"fcn", "deeplabv3", "deeplabv3plus"}, {"semantic_fpn"}
 PixelValue = Annotated[int, Field(ge=0, le=65535)]
 
 
 class SegmenterConfig(Choice):
     name: Annotated[str, registered(SEGMENTERS)] = "fcn"
-    """fcn, deeplabv3, deeplabv3plus or semantic_fpn. The number of classes comes from the data set."""
+    """fcn, deeplabv3, deeplabv3plus or semantic_fpn, or module:name for one in your own file. The number of classes comes from
+    the data set."""
 
     @model_validator(mode="after")
     def _check(self) -> "SegmenterConfig":
@@ -48,12 +51,12 @@ class SegmentationModelConfig(ModelConfig):
             raise ValueError(
                 f"the head {head} is built on a pyramid: set model.pyramid, such as {{name: fpn, extra_level: null}}"
             )
-        if head not in ON_A_PYRAMID and pyramid is not None:
+        if head in ON_BARE_MAPS and pyramid is not None:
             raise ValueError(
                 f"the head {head} takes the backbone's maps as they are: leave model.pyramid out, or use "
                 f"model.head.name={' or '.join(sorted(ON_A_PYRAMID))}"
             )
-        if pyramid is not None and pyramid.extra_level is not None:
+        if head in ON_A_PYRAMID and pyramid is not None and pyramid.extra_level is not None:
             raise ValueError(
                 f"the head {head} uses no level beyond the backbone's coarsest map: set model.pyramid.extra_level=null"
             )
@@ -150,9 +153,15 @@ class SegmentationDataConfig(DataConfig):
         return set() if given is None else {given} if isinstance(given, int) else set(given)
 
 
+class SegmentationEvalConfig(EvalConfig):
+    batch_size: PositiveInt = 1
+    """Images that are loaded together. Each is predicted by itself, so that the result depends on no other."""
+
+
 class SegmentationConfig(RunConfig):
     """A segmenter's run."""
 
     job: Literal["segmentation"]
     model: SegmentationModelConfig = SegmentationModelConfig()
     data: SegmentationDataConfig
+    eval: SegmentationEvalConfig = SegmentationEvalConfig()

@@ -1,9 +1,11 @@
 """engine/segmentation/config.py: what a segmenter's config takes and what it refuses, with the key."""
 
 import pytest
+import torch
 
 from backbones.errors import UserError
 from engine.config_file import check_config, dump_config, load_config
+from engine.segmentation.build import build_model
 from engine.segmentation.config import SegmentationConfig
 from heads.segmentation import SEGMENTERS
 
@@ -112,6 +114,31 @@ def test_every_registered_segmenter_can_be_configured(make_config):
     for name in SEGMENTERS.names():
         pyramid = [PYRAMID] if name == "semantic_fpn" else []
         assert make_config(f"model.head={{name: {name}}}", *pyramid).model.head.name == name
+
+
+MODULE = """
+from torch import nn
+
+from heads.segmentation import OnMap, Segmenter, register_segmenter
+
+
+@register_segmenter("one_layer")
+def one_layer(backbone, num_classes, *, kernel_size: int = 1):
+    name, spec = list(backbone.feature_specs.items())[0]
+    layer = nn.Conv2d(spec.channels, num_classes, kernel_size, padding=kernel_size // 2)
+    return Segmenter(backbone, OnMap(name, nn.Sequential(layer)))
+"""
+
+
+def test_a_segmenter_of_a_user_s_module_is_built_on_either(make_config, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my_segmenter.py").write_text(MODULE)
+    head = "model.head={name: 'my_segmenter:one_layer', kernel_size: 3}"
+    for pyramid in ([], ["model.pyramid={name: fpn, out_channels: 8}"]):
+        model = build_model(make_config(head, *pyramid), num_classes=3, load_weights=False)
+        assert model(torch.zeros(1, 3, 32, 48))["out"].shape == (1, 3, 32, 48)
+    assert "no option 'kernel'" in problem(make_config, "model.head={name: 'my_segmenter:one_layer', kernel: 3}")
+    assert "registers no segmenter 'two_layers'" in problem(make_config, "model.head.name=my_segmenter:two_layers")
 
 
 def test_a_detector_s_config_is_for_another_tool(tmp_path):
