@@ -120,10 +120,10 @@ def build_embedder(recipe: Recipe) -> Embedder:
         try:
             loaded = load_checkpoint(source)
         except UserError as error:
-            hint = (
-                f" Bare weights go with a backbone's name here: resnet50 --weights {source}." if Path(source).is_file() else ""
-            )
-            raise UserError(f"{error}{hint}") from None
+            bare = f"Bare weights go with a backbone's name here: resnet50 --weights {source}."
+            if Path(source).suffix not in CHECKPOINT_SUFFIXES:
+                raise UserError(f"{source} is no checkpoint of a training run, nor a backbone's name. {bare}") from None
+            raise UserError(f"{error} {bare}" if Path(source).is_file() else str(error)) from None
         config = loaded.load_config()
         body: nn.Module = loaded.build_model(config).backbone  # type: ignore[assignment]
         head = getattr(config.model, "head", None)

@@ -115,7 +115,7 @@ def _draw(images: dict[Path, np.ndarray], found: dict[str, Found]) -> np.ndarray
             pictures.append(_neighbour(name))
             captions.append(f"{similarity:.3f} {Path(name).name}")
         while len(pictures) % columns:
-            pictures.append(np.full((1, 1, 3), 246, np.uint8))
+            pictures.append(np.full((1, CELL, 3), 246, np.uint8))  # the paper's grey, of no height
             captions.append("")
     return contact_sheet(pictures, columns=columns, cell=CELL, captions=captions)
 

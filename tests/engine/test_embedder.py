@@ -191,7 +191,7 @@ def test_a_backbone_of_timm_is_normalised_as_timm_says(tmp_path):
         (Recipe("resnet18", "none.pth"), r"none\.pth"),
         (Recipe("none.pt"), r"no checkpoint at none\.pt"),
         (Recipe("runs"), r"runs is a folder.*runs/best\.pt"),
-        (Recipe("notes.txt"), r"notes\.txt"),
+        (Recipe("notes.txt"), r"notes\.txt is no checkpoint of a training run, nor a backbone's name"),
         (Recipe("notes.txt", "w.pth"), "notes.txt is a file, and --weights goes with the name of a backbone"),
     ],
 )
