@@ -62,8 +62,7 @@ def build_training_set(config: SegmentationConfig, *, world: World | None = None
         seed=config.seed,
         group_shapes=config.data.crop_size is None and not any(step.name in RESIZING for step in config.data.augmentations),
     )
-    check_samples(dataset)
-    _check_something_to_learn(dataset, config)
+    check_labels(dataset, config, in_training=True)
     return dataset
 
 
@@ -71,10 +70,10 @@ def build_validation_set(config: SegmentationConfig, *, world: World | None = No
     """The validation set, images as they are: they are resized on the device.
 
     Raises:
-        UserError: files that are missing or malformed.
+        UserError: files that are missing or malformed, or maps in which no pixel has a class.
     """
     dataset = SegmentationDataset(_build_source(config, "val", world=world), seed=config.seed)
-    check_samples(dataset)
+    check_labels(dataset, config, in_training=False)
     return dataset
 
 
@@ -98,31 +97,31 @@ def check_batch(config: SegmentationConfig, world: World) -> None:
         )
 
 
-def check_samples(dataset: SegmentationDataset) -> None:
+def check_labels(dataset: SegmentationDataset, config: SegmentationConfig, *, in_training: bool) -> None:
     """Read a few images and their labels: what is wrong with all of them is said now, not in the middle of a run.
 
     Raises:
-        UserError: as `LabelSource.read`.
+        UserError: as `LabelSource.read`; or there is nothing to score, as no pixel has a class, or nothing to learn, as all
+            have the same.
     """
-    for index in spread_indices(len(dataset), _CHECKED):
-        dataset.source.read(index)
-
-
-def _check_something_to_learn(dataset: SegmentationDataset, config: SegmentationConfig) -> None:
     spread = spread_indices(len(dataset), _CHECKED)
+    for index in spread:
+        dataset.source.read(index)
+    needed = 2 if in_training else 1
     counts = class_counts(dataset, spread)
-    for index in set(range(len(dataset))) - set(spread):
-        if (counts[:-1] > 0).sum() >= 2:
+    for index in sorted(set(range(len(dataset))) - set(spread)):
+        if (counts[:-1] > 0).sum() >= needed:
             return
         counts += class_counts(dataset, [index])
     present = [category for category, count in zip(dataset.categories, counts[:-1], strict=True) if count]
-    if len(present) >= 2:
+    if len(present) >= needed:
         return
     what = f"only the class {present[0].name!r} (value {present[0].id})" if present else "no class"
     beside = f" and {counts[-1]} pixels of no class (data.ignore_index={config.data.ignore_index})" if counts[-1] else ""
     raise UserError(
-        f"The labels of all {len(dataset)} training images in {dataset.path} have {what}{beside}: there is nothing to learn. "
-        "Where a mask's 255 is a class: data.ignore_index=null data.classes='{0: background, 255: NAME}'."
+        f"The labels of all {len(dataset)} images in {dataset.path} have {what}{beside}: there is nothing to "
+        f"{'learn' if in_training else 'score'}. Where 255 is a class, as in a mask of 0 and 255: "
+        "data.ignore_index=null data.classes='{0: background, 255: NAME}'."
     )
 
 

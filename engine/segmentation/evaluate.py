@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 
-from backbones.errors import UserError
 from engine.files import make_folder, picture_names
 from engine.job import Evaluation
 from engine.scores import Score
@@ -70,16 +69,8 @@ class SegmentationEvaluation(Evaluation):
 
         Written: `scores.json`, the numbers, and the IoU and accuracy of each class; `confusion.csv`, pixels by true class (row)
         and predicted class (column).
-
-        Raises:
-            UserError: no pixel of the set has a class.
         """
         names = self.dataset.class_names
-        if not self.confusion.any():
-            raise UserError(
-                f"No pixel of the {len(self.dataset)} images of {self.dataset.path} has a class: all are ignored "
-                "(data.ignore_index), and there is nothing to score."
-            )
         score = semantic_score(self.confusion, names)
         if output_dir is not None:
             make_folder(output_dir)

@@ -72,8 +72,13 @@ def with_legend(
 
 
 def save_label_map(labels: np.ndarray, categories: Sequence[Category], path: Path) -> None:
-    """Write labels (H, W) as a PNG of the categories' ids: a palette in the classes' colours, or 16 bits where ids pass 255."""
+    """Write labels (H, W) as a PNG of the categories' ids: a palette in the classes' colours, or 16 bits where ids pass 255.
+
+    Where an id is none that 16 bits hold, the pixels are the labels.
+    """
     ids = np.array([category.id for category in categories])
+    if ids.min() < 0 or ids.max() > 65535:
+        ids = np.arange(len(categories))
     values = ids[labels]
     if ids.max() > 255:
         image = Image.fromarray(values.astype(np.uint16))

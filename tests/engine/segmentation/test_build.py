@@ -86,16 +86,22 @@ def test_a_mask_of_0_and_255_is_not_taken_for_background_alone(make_config, tmp_
     data = write_maps(tmp_path / "data", 20)
     for path in Path(data["labels"]).glob("*.png"):
         Image.fromarray(np.where(np.asarray(Image.open(path)) == 1, 255, 0).astype(np.uint8)).save(path)
-    message = r"labels of all 20 training images .* have only the class 'background' \(value 0\) and \d+ pixels of no class .*"
+    message = r"labels of all 20 images in .* have only the class 'background' \(value 0\) and \d+ pixels of no class .*"
     with pytest.raises(UserError, match=message + re.escape("data.classes='{0: background, 255: NAME}'")):
         build_training_set(make_config("data.classes=[background, cell]", data=data))
     dataset = build_training_set(make_config("data.classes={0: background, 255: cell}", "data.ignore_index=null", data=data))
     assert dataset[0][1]["labels"].unique().tolist() == [0, 1]
 
 
-def test_maps_of_no_class_at_all_are_refused(make_config):
-    with pytest.raises(UserError, match=r"have no class and \d+ pixels of no class"):
-        build_training_set(make_config("data.ignore_index=[0, 1, 2, 255]", "data.classes={7: a, 8: b}"))
+@pytest.mark.parametrize(("build", "what"), [(build_training_set, "learn"), (build_validation_set, "score")])
+def test_maps_of_no_class_at_all_are_refused(make_config, build, what):
+    with pytest.raises(UserError, match=rf"have no class and \d+ pixels of no class .*there is nothing to {what}"):
+        build(make_config("data.ignore_index=[0, 1, 2, 255]", "data.classes={7: a, 8: b}"))
+
+
+def test_one_class_can_be_scored(make_config):
+    config = make_config("data.ignore_index=[0, 2, 255]", "data.classes={1: a, 8: b}")
+    assert len(build_validation_set(config)) == 6
 
 
 def test_the_second_class_may_be_anywhere(make_config, tmp_path):

@@ -10,7 +10,6 @@ import pytest
 import torch
 from hotcoco.semantic import SemanticEval
 
-from backbones.errors import UserError
 from engine.segmentation.build import build_validation_set
 from engine.segmentation.evaluate import SegmentationEvaluation
 from tests.engine.segmentation.conftest import NAMES
@@ -84,15 +83,9 @@ def test_pictures_are_spread_over_the_set_and_named_as_the_images(dataset, predi
     assert collect(dataset, predictions, pictures=0).draw(tmp_path / "none") == []
 
 
-def test_a_set_without_any_class_has_no_score(make_config):
-    config = make_config("data.ignore_index=[0, 1, 2, 255]", "data.classes={7: a, 8: b}")
-    dataset = build_validation_set(config)
-    evaluation = SegmentationEvaluation(dataset, pictures=0)
-    for index in range(len(dataset)):
-        _, target = dataset[index]
-        evaluation.add(target, torch.zeros(target["labels"].shape, dtype=torch.int64))
-    with pytest.raises(UserError, match=r"No pixel of the 6 images of .*labels has a class.*data\.ignore_index"):
-        evaluation.score()
+def test_what_nothing_was_counted_for_is_minus_one(dataset):
+    (score,) = SegmentationEvaluation(dataset, pictures=0).score()
+    assert score.value == -1
 
 
 def test_of_the_same_names_each_keeps_its_row(make_config, tmp_path):

@@ -82,6 +82,9 @@ def test_a_label_map_reads_back_as_the_categories_ids(tmp_path_factory, values, 
 def test_ids_beyond_255_take_16_bits(tmp_path):
     save_label_map(np.array([[0, 1]]), [Category(3, "a"), Category(40_000, "b")], tmp_path / "map.png")
     assert read_label_map(tmp_path / "map.png", image=tmp_path).tolist() == [[3, 40_000]]
+    for beyond in (70_000, -1):
+        save_label_map(np.array([[0, 1]]), [Category(3, "a"), Category(beyond, "b")], tmp_path / "map.png")
+        assert read_label_map(tmp_path / "map.png", image=tmp_path).tolist() == [[0, 1]]
 
 
 @pytest.mark.parametrize("size", [(40, 60), (600, 90), (1, 1)])
