@@ -33,7 +33,7 @@ def convert(model: nn.Module, match: Match, *, in_channels: int, source: str) ->
       The mean is ImageNet's, so that this is exact. Where a file states another (`pixel_mean`), that is noted.
     - Other files of detectron2's do not say what their images are: they are taken to be as ours, which is noted.
     - Deformable convolutions weigh their samples by a sigmoid elsewhere, by twice that here, or not at all elsewhere.
-    - A first convolution for 3 channels is adapted to another number of them as timm does.
+    - A first convolution for 3 channels is adapted to another number of them as timm does, and one for 1 channel likewise.
 
     Raises:
         UserError: the model would compute something else: its strides lie elsewhere, its convolutions are not standardised.
@@ -60,22 +60,22 @@ def convert(model: nn.Module, match: Match, *, in_channels: int, source: str) ->
     for key, tensor in tensors.items():
         if is_adaptable(own[key], tensor, in_channels):
             tensors[key] = adapt_channels(tensor, in_channels)
-            notes.append(f"{key} adapted from 3 to {in_channels} channels")
+            notes.append(f"{key} adapted from {tensor.shape[1]} to {in_channels} channels")
         elif is_unweighted_offset(own[key], tensor, key):
             tensors[key] = torch.cat([tensor, tensor.new_zeros(len(own[key]) - len(tensor), *tensor.shape[1:])])
     return Conversion(tensors, filled, notes)
 
 
 def adapt_channels(weight: Tensor, in_channels: int) -> Tensor:
-    """A convolution's weight (out, 3, h, w) -> (out, in_channels, h, w), as timm's: 1 channel is given the sum over all 3;
+    """A convolution's weight (out, 3 or 1, h, w) -> (out, in_channels, h, w), as timm's: 1 channel is given the sum over all 3;
 
-    more are given the three in turn, scaled so that what they add up to stays.
+    more are given the three, or the one, in turn, scaled so that what they add up to stays.
     """
     weight = weight.float()
     if in_channels == 1:
         return weight.sum(dim=1, keepdim=True)
-    turns = torch.arange(in_channels) % 3
-    return weight[:, turns] * (3 / in_channels)
+    turns = torch.arange(in_channels) % weight.shape[1]
+    return weight[:, turns] * (weight.shape[1] / in_channels)
 
 
 def _statistics(tensors: dict[str, Tensor]) -> dict[str, Tensor]:

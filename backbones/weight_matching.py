@@ -54,7 +54,7 @@ def best_match(
         own: the model's tensors by key.
         state_dicts: the dictionaries of tensors in the file.
         layouts: how the file may name them; of equally good ones the first.
-        in_channels: of the model's images: a first convolution for 3 channels can be adapted to them.
+        in_channels: of the model's images: a first convolution for 3 channels or 1 can be adapted to them.
     """
     best: Match | None = None
     seen: list[Match] = []
@@ -124,10 +124,10 @@ def _fits(own: Tensor, given: Tensor, name: str, in_channels: int) -> bool:
 
 
 def is_adaptable(own: Tensor, given: Tensor, in_channels: int) -> bool:
-    """Whether `given` is a first convolution for 3 channels, and `own` the same for the model's other number of them."""
-    if own.ndim != 4 or given.ndim != 4 or in_channels == 3:
+    """Whether `given` is a first convolution for 3 channels or 1, and `own` the same for the model's other number of them."""
+    if own.ndim != 4 or given.ndim != 4 or given.shape[1] == in_channels:
         return False
-    channels_first = own.shape[1] == in_channels and given.shape[1] == 3
+    channels_first = own.shape[1] == in_channels and given.shape[1] in (1, 3)
     return channels_first and own.shape[0] == given.shape[0] and own.shape[2:] == given.shape[2:]
 
 

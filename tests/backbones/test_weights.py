@@ -352,6 +352,20 @@ def test_a_grey_image_gives_what_it_gives_as_three_equal_channels(state_dict, st
     torch.testing.assert_close(grey(image)["c2"], expected, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("in_channels", [2, 3, 5])
+@torch.no_grad()
+def test_weights_for_grey_images_see_the_same_in_equal_channels(in_channels, tmp_path, randomize):
+    """As a detector in colour does that starts from a classifier of grey images."""
+    grey = randomize(build_backbone("cifar_resnet", depth=8, in_channels=1)).eval()
+    coloured = build_backbone("cifar_resnet", depth=8, in_channels=in_channels).eval()
+    report = load_backbone_weights(coloured, save(grey.state_dict(), tmp_path / "weights.pth"))
+    assert report.notes == [f"conv1.weight adapted from 1 to {in_channels} channels"]
+    assert set(report.used) >= {key for key in grey.state_dict() if not key.endswith("num_batches_tracked")}
+    image = torch.randn(1, 1, 32, 32)
+    expected = grey(image)["c2"]
+    torch.testing.assert_close(coloured(image.expand(1, in_channels, 32, 32))["c2"], expected, rtol=1e-4, atol=1e-4)
+
+
 # --- pyramids and other backbones ---
 
 
