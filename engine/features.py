@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -37,6 +38,14 @@ class Features:
     file_names: list[str]  # N
     recipe: Recipe
     probe: np.ndarray  # (C,) float32, what the backbone makes of a picture that is always the same
+
+
+class Embedded(NamedTuple):
+    """What became of a batch."""
+
+    embeddings: np.ndarray
+    file_names: list[str]
+    left_out: list[str]  # why, and which file
 
 
 def extract_features(
@@ -77,25 +86,19 @@ def extract_features(
         embedder = build_on(recipe, world)
         probe = embedder.probe()
         reporter = Reporter(world)
-        embedded: dict[int, tuple[np.ndarray, list[str], list[str]]] = {}
+        embedded: dict[int, Embedded] = {}
         with reporter.bar("embedding", len(paths)) as show:
             for start, images in _read_ahead(pool, own, embedder):
-                good = {name: image for name, image in images.items() if isinstance(image, Tensor)}
-                bad = [str(error) for error in images.values() if isinstance(error, UserError)]
-                if bad and not skip_unreadable:
-                    raise UserError(f"{bad[0]} With --skip-unreadable such images are left out.")
-                embedded[start] = embedder.embed(list(good.values())), list(good), bad
+                embedded[start] = _embed(embedder, images, skip_unreadable=skip_unreadable)
                 show(start + len(images))
-        gathered = world.gather(embedded)
+        merged = {start: part for shard in world.gather(embedded) for start, part in shard.items()}
         if not world.is_main:
             return None
-        in_order = [
-            part for _, part in sorted((item for parts in gathered for item in parts.items()), key=lambda item: item[0])
-        ]
-        for line in (line for _, _, bad in in_order for line in bad):
+        in_order = [merged[start] for start in sorted(merged)]
+        for line in (line for part in in_order for line in part.left_out):
             reporter.line(f"left out: {line}")
-        names = [name for _, good_names, _ in in_order for name in good_names]
-        features = Features(np.concatenate([part for part, _, _ in in_order]), names, embedder.recipe, probe)
+        names = [name for part in in_order for name in part.file_names]
+        features = Features(np.concatenate([part.embeddings for part in in_order]), names, embedder.recipe, probe)
         _check_embeddings(features)
         save_features(features, place)
         reporter.line(f"{len(names)} embeddings of {len(probe)} numbers each, from {embedder.recipe}: {place}")
@@ -249,6 +252,14 @@ def _read_ahead(
     for number, paths in zip(batches, following, strict=False):
         current, ahead = ahead, submit(paths)
         yield number, {name: future.result() for name, future in current.items()}
+
+
+def _embed(embedder: Embedder, images: dict[str, Tensor | UserError], *, skip_unreadable: bool) -> Embedded:
+    good = {name: image for name, image in images.items() if isinstance(image, Tensor)}
+    bad = [str(error) for error in images.values() if isinstance(error, UserError)]
+    if bad and not skip_unreadable:
+        raise UserError(f"{bad[0]} With --skip-unreadable such images are left out.")
+    return Embedded(embedder.embed(list(good.values())), list(good), bad)
 
 
 def _check_embeddings(features: Features) -> None:

@@ -15,6 +15,7 @@ from PIL import Image
 from backbones.errors import UserError
 from engine import features as module
 from engine.data.dataset import read_image
+from engine.distributed import World
 from engine.embedder import Recipe, build_embedder
 from engine.features import Features, extract_features, load_features, save_features
 
@@ -134,6 +135,25 @@ def test_several_processes_name_what_they_leave_out(on_processes, recipe, photos
     assert ended[1].output == ""
     alone = extract(recipe, photos, output=tmp_path / "alone.npz", skip_unreadable=True)
     assert_same(alone, load_features(tmp_path / "shared.npz"))
+
+
+def test_each_process_embeds_its_own_share(recipe, photos, tmp_path, monkeypatch):
+    sent = []
+
+    class Second(World):
+        def gather(self, value):
+            sent.append(value)
+            return []
+
+        def barrier(self):
+            pass
+
+    monkeypatch.setattr(module, "start_world", lambda device: contextlib.nullcontext(Second(1, 2, torch.device("cpu"))))
+    options = {"output": str(tmp_path / "f.npz"), "batch_size": 3}
+    assert extract_features(recipe, [str(photos)], **options) is None
+    (batches,) = sent
+    assert {start: len(part.file_names) for start, part in batches.items()} == {3: 3, 9: 2}
+    assert not (tmp_path / "f.npz").exists()
 
 
 # ---- Images that cannot be read ----
