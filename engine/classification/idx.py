@@ -1,23 +1,14 @@
 """MNIST and sets in its format (IDX files, raw or gzipped), as torchvision knows and fetches them."""
 
 import gzip
-import http.client
-import os
-import shutil
-import socket
-import tempfile
 import zlib
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from backbones.errors import UserError
-from engine.files import make_folder
+from engine.classification.downloads import download
 
-SECONDS = 10.0  # a server that says nothing for so long is given up
 FILE_NAMES = {
     "train": ("train-images-idx3-ubyte", "train-labels-idx1-ubyte"),
     "val": ("t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"),
@@ -47,12 +38,15 @@ def load_published(name: str, *, root: str, split: str, home: str) -> tuple[Path
     folders = (raw, Path(root).expanduser())
     found = _find(folders, split)
     if found is None:
-        try:
-            _download(published, raw)
-        # A refused connection, a server that says nothing, an answer cut short, a page in a file's place.
-        except (OSError, RuntimeError, EOFError, http.client.HTTPException, zlib.error) as error:
-            reason = " ".join(str(error).split()) or type(error).__name__
-            raise UserError(_missing(published, raw, split=split, home=home, reason=reason)) from None
+        download(
+            published,
+            raw,
+            within=f"{name}/raw",
+            address=published.mirrors[0],
+            files=[f"{file}.gz (or without .gz)" for files in FILE_NAMES.values() for file in files],
+            split=split,
+            home=home,
+        )
         found = _find(folders, split)
         assert found is not None, f"torchvision has put the files elsewhere than {raw}"
     images, labels = (read_idx(path) for path in found)
@@ -102,37 +96,3 @@ def _find(folders: tuple[Path, ...], split: str) -> tuple[Path, Path] | None:
         if paths[0] is not None and paths[1] is not None:
             return paths[0], paths[1]
     return None
-
-
-def _download(published: Any, raw: Path) -> None:
-    """Let torchvision fetch and check a set's files, and put them into place when they are whole."""
-    if os.environ.get("RANK", "0") != "0":
-        raise RuntimeError("only the main process downloads; each machine needs the files")
-    print(f"{published.__name__} is not in {raw} yet: downloading it from {published.mirrors[0]}", flush=True)
-    with tempfile.TemporaryDirectory() as partial, _impatient():
-        published(partial, download=True)
-        make_folder(raw)
-        for file in (Path(partial) / published.__name__ / "raw").iterdir():
-            if file.suffix != ".gz":
-                shutil.copyfile(file, raw / f".{file.name}.part")
-                (raw / f".{file.name}.part").replace(raw / file.name)
-
-
-@contextmanager
-def _impatient() -> Iterator[None]:
-    """Connections that are opened meanwhile fail when the other side says nothing for long; by default they wait for ever."""
-    before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(SECONDS)
-    try:
-        yield
-    finally:
-        socket.setdefaulttimeout(before)
-
-
-def _missing(published: Any, raw: Path, *, split: str, home: str, reason: str) -> str:
-    files = "\n".join(f"  {raw / name}.gz" for names in FILE_NAMES.values() for name in names)
-    return (
-        f"data.{split}: the files of {published.__name__} are not there, and cannot be downloaded ({reason}). Wanted, with or "
-        f"without .gz:\n{files}\nFetch them from {home} elsewhere, and put them there; or into a folder of yours: "
-        "data.train.root=FOLDER data.val.root=FOLDER. configs/cls_digits.yaml needs no download."
-    )

@@ -40,7 +40,8 @@ def mix(
     for first in range(0, len(images), 2):
         generator = np.random.default_rng([STREAM, seeds[first]])
         cuts = cutmix_alpha > 0 and (mixup_alpha == 0 or generator.random() < 0.5)
-        share = float(generator.beta(*[cutmix_alpha if cuts else mixup_alpha] * 2))
+        alpha = cutmix_alpha if cuts else mixup_alpha
+        share = float(generator.beta(alpha, alpha))
         if cuts:
             boxes[first] = box = draw_box(generator, share, images.shape[2], images.shape[3])
             share = 1 - (box[2] - box[0]) * (box[3] - box[1]) / (images.shape[2] * images.shape[3])

@@ -191,8 +191,31 @@ def kmnist(split: Split, *, root: str = "data") -> ImageArray:
     return _published("KMNIST", "https://github.com/rois-codh/kmnist", root, split)
 
 
-def _published(name: str, home: str, root: str, split: Split) -> ImageArray:
-    from engine.classification.idx import load_published  # torchvision.datasets takes a while to import
+@register_image_set("cifar10")
+def cifar10(split: Split, *, root: str = "data") -> ImageArray:
+    """Small photographs of ten kinds of things, 50,000 and 10,000 of 32 x 32 pixels; its test set is for validation.
 
-    folder, class_names, labels, pixels = load_published(name, root=root, split=split, home=home)
-    return ImageArray(folder, class_names, labels, pixels)
+    Krizhevsky, Learning Multiple Layers of Features from Tiny Images, 2009
+    """
+    return _cifar("CIFAR10", root, split)
+
+
+@register_image_set("cifar100")
+def cifar100(split: Split, *, root: str = "data") -> ImageArray:
+    """As cifar10, of a hundred kinds of things."""
+    return _cifar("CIFAR100", root, split)
+
+
+# torchvision takes a while to import: not before a set of its is asked for.
+
+
+def _published(name: str, home: str, root: str, split: Split) -> ImageArray:
+    from engine.classification.idx import load_published
+
+    return ImageArray(*load_published(name, root=root, split=split, home=home))
+
+
+def _cifar(name: str, root: str, split: Split) -> ImageArray:
+    from engine.classification.cifar import load_cifar
+
+    return ImageArray(*load_cifar(name, root=root, split=split))

@@ -121,9 +121,10 @@ def test_torchrun_trains_on_the_batches_of_one_process_and_scores_the_same(tool,
 # ---- From a classifier to a detector ----
 
 
-def test_a_detector_starts_from_a_classifier_and_every_tensor_is_accounted_for(tool, toy, tmp_path):
-    assert tool("train_cls.py", toy.config, RESNET18).status == 0
-    checkpoint = load_checkpoint(toy.run / "best.pt")
+@pytest.mark.parametrize("channels", [3, 1])
+def test_a_detector_starts_from_a_classifier_and_every_tensor_is_accounted_for(tool, toy, tmp_path, channels):
+    assert tool("train_cls.py", toy.config, RESNET18, f"data.channels={channels}").status == 0
+    classifier = load_checkpoint(toy.run / "best.pt").model
     data = write_coco(tmp_path / "coco", 2)
     done = tool(
         "train_det.py",
@@ -136,20 +137,22 @@ def test_a_detector_starts_from_a_classifier_and_every_tensor_is_accounted_for(t
         *("eval.pictures=0", f"output_dir={tmp_path / 'detector'}", "device=cpu"),
     )
     assert done.status == 0, done.err
-    report = done.out[done.out.index(f"{toy.run / 'best.pt'}: ") :].splitlines()
-    used = int(re.match(r".*: (\d+) tensors used", report[0])[1])
-    left = [line for line in report[1:3] if line.startswith("  ignored, ")]
-    backbone = [key for key in checkpoint.model if key.startswith("backbone.") and not key.endswith("num_batches_tracked")]
-    counters = [key for key in checkpoint.model if key.endswith("num_batches_tracked")]
-    assert used == len(backbone) == 100
-    assert used + len(counters) + 2 == len(checkpoint.model)
-    assert any("fc.weight, fc.bias" in line for line in left), report
-    assert any("batch counters" in line for line in left), report
-    assert "missing" not in done.out
-    # Frozen as they are: the detector still has the classifier's weights.
+    report = done.out[done.out.index(f"{toy.run / 'best.pt'}: ") :].split("epoch ")[0]
+    assert "\n  ignored, classifier: fc.weight, fc.bias\n" in report
+    assert "missing" not in report
+    assert ("conv1.weight adapted from 1 to 3 channels" in report) == (channels == 1)
+    used = int(re.match(r".*: (\d+) tensors used", report)[1])
+    named, more = re.search(r"\n  ignored, batch counters: (.*?)(?: and (\d+) more)?\n", report).groups()
+    assert used + len(named.split(", ")) + int(more or 0) + 2 == len(classifier)
+    # All of it is frozen: the detector has the classifier's weights still.
     detector = load_checkpoint(tmp_path / "detector" / "last.pt").model
+    backbone = [key for key in classifier if key.startswith("backbone.") and not key.endswith("num_batches_tracked")]
+    assert len(backbone) == used
     for key in backbone:
-        assert torch.equal(detector[key.replace("backbone.", "backbone.body.", 1)], checkpoint.model[key]), key
+        theirs = detector[key.replace("backbone.", "backbone.body.", 1)]
+        if channels == 1 and key == "backbone.conv1.weight":
+            theirs = theirs.sum(dim=1, keepdim=True)
+        torch.testing.assert_close(theirs, classifier[key])
 
 
 # ---- The configs ----

@@ -12,7 +12,7 @@ import pytest
 import torchvision
 from torchvision.datasets.utils import calculate_md5
 
-import engine.classification.idx
+import engine.classification.downloads
 from backbones.errors import UserError
 from engine.classification.idx import load_published, read_idx
 from engine.classification.sources import fashion_mnist, kmnist, mnist
@@ -134,7 +134,7 @@ def test_without_files_and_network_it_ends_with_what_is_wanted_and_leaves_nothin
         load(tmp_path / "root")
     raw = tmp_path / "root" / "FashionMNIST" / "raw"
     for name in ("train-images-idx3", "train-labels-idx1", "t10k-images-idx3", "t10k-labels-idx1"):
-        assert f"{raw}/{name}-ubyte.gz\n" in str(caught.value)
+        assert f"  {raw}/{name}-ubyte.gz (or without .gz)\n" in str(caught.value)
     for part in ("data.train: ", HOME, "data.train.root=FOLDER data.val.root=FOLDER", "configs/cls_digits.yaml"):
         assert part in str(caught.value)
     assert "downloading it from http://127.0.0.1:9/" in capsys.readouterr().out
@@ -143,7 +143,7 @@ def test_without_files_and_network_it_ends_with_what_is_wanted_and_leaves_nothin
 
 @pytest.mark.filterwarnings("ignore::ResourceWarning")
 def test_a_server_that_says_nothing_is_given_up(tmp_path, monkeypatch):
-    monkeypatch.setattr(engine.classification.idx, "SECONDS", 0.3)
+    monkeypatch.setattr(engine.classification.downloads, "SECONDS", 0.3)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         address = f"http://127.0.0.1:{silent.getsockname()[1]}/"
         monkeypatch.setattr(torchvision.datasets.FashionMNIST, "mirrors", [address])
