@@ -192,7 +192,7 @@ def test_flipped_and_cropped_photographs_are_nearest_to_their_originals(shared, 
     folder = shared / "data" / "coco_cc_by" / "val"
     originals = extract_features(recipe, [str(folder)], output=str(tmp_path / "originals.npz"), device="cpu")
     assert len(originals.file_names) == 57
-    chosen = originals.file_names[::3][:20]
+    chosen = originals.file_names[:40:2]
     for name in ("flipped", "cropped"):
         (tmp_path / name).mkdir()
     for number, path in enumerate(chosen):
@@ -205,5 +205,5 @@ def test_flipped_and_cropped_photographs_are_nearest_to_their_originals(shared, 
         altered = extract_features(recipe, [str(tmp_path / name)], output=str(tmp_path / f"{name}.npz"), device="cpu")
         indices, similarities = nearest_neighbours(altered.embeddings, originals.embeddings, count=2)
         assert [originals.file_names[index] for index in indices[:, 0]] == chosen
-        assert similarities[:, 0].min() > 0.75
+        assert similarities[:, 0].min() > 0.85
         assert (similarities[:, 0] - similarities[:, 1]).min() > 0.1
