@@ -39,8 +39,13 @@ class SegmenterConfig(Choice):
         return self
 
 
+class SegmentationPyramidConfig(PyramidConfig):
+    extra_level: Literal["pool", "p6p7", "p6p7_on_c5"] | None = None
+    """What comes above the coarsest map; our segmenters take no such level."""
+
+
 class SegmentationModelConfig(ModelConfig):
-    pyramid: PyramidConfig | None = None
+    pyramid: SegmentationPyramidConfig | None = None
     """Of semantic_fpn, which needs one; the other heads take the backbone's maps as they are."""
     head: SegmenterConfig = SegmenterConfig()
 
@@ -48,9 +53,7 @@ class SegmentationModelConfig(ModelConfig):
     def _check(self) -> "SegmentationModelConfig":
         head, pyramid = self.head.name, self.pyramid
         if head in ON_A_PYRAMID and pyramid is None:
-            raise ValueError(
-                f"the head {head} is built on a pyramid: set model.pyramid, such as {{name: fpn, extra_level: null}}"
-            )
+            raise ValueError(f"the head {head} is built on a pyramid: set model.pyramid, such as {{name: fpn}}")
         if head in ON_BARE_MAPS and pyramid is not None:
             raise ValueError(
                 f"the head {head} takes the backbone's maps as they are: leave model.pyramid out, or use "

@@ -23,7 +23,7 @@ from tests.engine.segmentation.conftest import NAMES, write_maps
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 ALONE = World(0, 1, CPU)
-PYRAMID = "model.pyramid={name: fpn, out_channels: 16, extra_level: null}"
+PYRAMID = "model.pyramid={name: fpn, out_channels: 16}"
 
 
 def coco(data):
@@ -195,7 +195,7 @@ def test_every_pyramid_is_trained_whole(make_config, pyramid):
     features = {"simple": "out_features: [c4]", "single": "out_features: [c5]"}.get(pyramid, "norm: bn")
     config = make_config(
         "model.head={name: semantic_fpn, channels: 8}",
-        f"model.pyramid={{name: {pyramid}, out_channels: 8, extra_level: null}}",
+        f"model.pyramid={{name: {pyramid}, out_channels: 8}}",
         f"model.backbone={{name: resnet18, {features}}}",
     )
     model = build_model(config, num_classes=3, load_weights=False).train()

@@ -10,7 +10,7 @@ from engine.segmentation.config import SegmentationConfig
 from heads.segmentation import SEGMENTERS
 
 FOLDERS = {"images": "i", "labels": "l"}
-PYRAMID = "model.pyramid={name: fpn, extra_level: null}"
+PYRAMID = "model.pyramid={name: fpn}"
 
 
 def problem(make_config, *overrides):

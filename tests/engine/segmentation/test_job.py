@@ -20,7 +20,7 @@ from engine.show import draw_samples
 from engine.train import train
 from tests.engine.segmentation.conftest import NAMES, toy_config, write_maps
 
-PYRAMID = "model.pyramid={name: fpn, out_channels: 16, extra_level: null}"
+PYRAMID = "model.pyramid={name: fpn, out_channels: 16}"
 # All that has a state: batch statistics, momentum, an average, dropout, random augmentations.
 STATEFUL = (
     "model.backbone={name: resnet18, norm: bn, out_features: [c2, c3]}",

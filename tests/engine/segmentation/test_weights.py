@@ -124,7 +124,7 @@ def test_a_detector_s_pyramid_starts_a_segmenter_s(detector, make_config):
     path, theirs = detector
     config = make_config(
         f"model.backbone={{name: resnet18, norm: gn, weights: {path}}}",
-        "model.pyramid={name: fpn, out_channels: 16, extra_level: null}",
+        "model.pyramid={name: fpn, out_channels: 16}",
         "model.head={name: semantic_fpn, channels: 8}",
     )
     model = build_model(config, num_classes=3, load_weights=True)
@@ -136,7 +136,7 @@ def test_a_detector_s_pyramid_starts_a_segmenter_s(detector, make_config):
 def test_a_segmenter_s_backbone_starts_a_detector(head, toy_data, make_config, tmp_path):
     pyramid = []
     if head == "semantic":
-        head, pyramid = "{name: semantic_fpn, channels: 8}", ["model.pyramid={name: fpn, out_channels: 16, extra_level: null}"]
+        head, pyramid = "{name: semantic_fpn, channels: 8}", ["model.pyramid={name: fpn, out_channels: 16}"]
     config = make_config("model.backbone={name: resnet18, norm: gn}", f"model.head={head}", *pyramid)
     ours = build_model(config, num_classes=3, load_weights=False)
     save_checkpoint(tmp_path / "segmenter.pt", model=ours.state_dict(), config=config, categories=CATEGORIES)
