@@ -173,3 +173,24 @@ def test_a_folder_that_cannot_be_written_to_is_refused(predict, photos, tmp_path
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match="cannot be written"):
         predict(photos / "one.png", out=tmp_path / "file")
+
+
+# ---- A config with weights ----
+
+
+def test_a_config_with_weights_sees_what_its_checkpoint_sees(predict, photos, trained, tmp_path):
+    """Its classes are those of the validation set."""
+    expected = predict(photos)
+    source, weights = str(trained.folder / "config.yaml"), str(trained.folder / "best.pt")
+    rows = predict_images(source, [str(photos)], output_dir=str(tmp_path / "other"), device="cpu", weights=weights)
+    assert rows == expected
+    with pytest.raises(UserError, match="no trained weights: add --weights PATH"):
+        predict_images(source, [str(photos)], output_dir=str(tmp_path / "other"), device="cpu")
+
+
+def test_settings_of_a_checkpoint_may_be_given(predict, photos, trained, tmp_path):
+    overrides = ["model.head.box_detections_per_img=1"]
+    rows = predict_images(
+        str(trained.folder / "best.pt"), [str(photos)], output_dir=str(tmp_path / "one"), device="cpu", overrides=overrides
+    )
+    assert len(rows) == 2 < len(predict(photos))

@@ -3,10 +3,17 @@
 from pathlib import Path
 
 import pytest
+import torch
+import torchvision
+from torchvision.models import ResNet50_Weights
+from torchvision.ops._utils import split_normalization_params
 
 from backbones.errors import UserError
+from engine.build import build_optimizer, build_schedule
 from engine.classification.config import ClassificationConfig
+from engine.classification.job import ClassificationJob
 from engine.config_file import apply_overrides, check_config, dump_config, load_config
+from engine.data.annotations import Category
 
 CONFIGS = sorted((Path(__file__).parents[3] / "configs").glob("cls_*.yaml"))
 
@@ -97,6 +104,34 @@ def test_the_side_of_a_training_image_follows_the_schedule(schedule, epochs, siz
 def test_mistakes_are_named(overrides, message):
     with pytest.raises(UserError, match=message):
         config(*overrides)
+
+
+def test_the_recipe_for_imagenet_is_torchvisions():
+    (path,) = (path for path in CONFIGS if path.stem == "cls_r50_imagenet")
+    config, published = load_config(path), ResNet50_Weights.IMAGENET1K_V2
+    for figure in published.meta["_metrics"]["ImageNet-1K"].values():
+        assert str(figure) in path.read_text()
+    look = published.transforms()
+    assert ([config.data.evaluation_size], [config.data.evaluation_resize]) == (look.crop_size, look.resize_size)
+    job = ClassificationJob(config)
+    assert (tuple(job._mean), tuple(job._std)) == (tuple(look.mean), tuple(look.std))
+    # references/classification/train.py: an update every 32 steps, by (1 - 0.99998) * (images of these) / epochs.
+    kept = 1 - 1024 * 32 / 600 * (1 - 0.99998)
+    assert config.train.ema.decay**32 == pytest.approx(kept, abs=2e-6)
+    steps_per_epoch = 1_281_167 // 1024
+    assert config.schedule.warmup_steps == 5 * steps_per_epoch
+    factor = build_schedule(config, steps_per_epoch=steps_per_epoch)
+    assert [factor(0), factor(6255), factor(600 * steps_per_epoch)] == pytest.approx([0.01, 1, 0])
+    with torch.device("meta"):
+        model = torchvision.models.resnet50()
+        norms, others = split_normalization_params(model)
+    with torch.device("meta"):
+        groups = build_optimizer(
+            config, job.build_model([Category(i, str(i)) for i in range(1000)], load_weights=False)
+        ).param_groups
+    decays = {group["weight_decay"]: sum(p.numel() for p in group["params"]) for group in groups}
+    assert decays == {0.0: sum(p.numel() for p in norms), 2e-5: sum(p.numel() for p in others)}
+    assert [group["lr"] for group in groups] == [0.5, 0.5]
 
 
 def test_a_config_of_another_job_is_refused():

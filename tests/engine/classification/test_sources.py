@@ -10,6 +10,7 @@ from torchvision.datasets import ImageFolder
 
 from backbones.errors import UserError
 from engine.classification.sources import IMAGE_SETS, ImageArray, digits, image_folder
+from engine.config_file import check_config
 from tests.engine.classification.conftest import write_folders
 
 
@@ -147,6 +148,10 @@ def test_a_module_of_the_users_registers_a_set(tmp_path, monkeypatch):
     try:
         assert len(IMAGE_SETS.get(name)("train", count=6)) == 6
         assert IMAGE_SETS.options(name, besides=("split",)) == {"count": int}
+        content = {"job": "classification", "data": {"train": {"name": name, "count": 6}, "val": name}}
+        assert check_config(content).data.train.options() == {"count": 6}
+        with pytest.raises(UserError, match="no option 'number'"):
+            check_config(content | {"data": {"train": {"name": name, "number": 6}, "val": name}})
         with pytest.raises(UserError, match="registers no image set 'strips' with @register_image_set"):
             IMAGE_SETS.get("my_stripes:strips")
     finally:
