@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+import urllib.request
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -176,6 +177,7 @@ def test_where_fashion_mnist_is_missing_its_files_and_where_they_are_to_be_had_a
     monkeypatch.chdir(tmp_path)
     for variable in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"):
         monkeypatch.setenv(variable, "http://127.0.0.1:9")  # nobody answers there
+    monkeypatch.setattr(urllib.request, "_opener", None)  # which keeps the proxies that it met first
     done = tool(name, ROOT / "configs" / "cls_r18_fashion_mnist.yaml", "device=cpu")
     assert_refused(
         done,

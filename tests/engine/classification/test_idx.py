@@ -6,6 +6,7 @@ import shutil
 import socket
 import threading
 import time
+import urllib.request
 
 import numpy as np
 import pytest
@@ -180,6 +181,7 @@ def server(tmp_path, monkeypatch):
     thread.start()
     published = torchvision.datasets.FashionMNIST
     monkeypatch.setattr(published, "mirrors", [f"http://127.0.0.1:{httpd.server_port}/"])
+    monkeypatch.setattr(urllib.request, "_opener", None)  # it keeps the proxies of a test before this one
     resources = [(name, calculate_md5(folder / name)) for name, _ in published.resources]
     monkeypatch.setattr(published, "resources", resources)
     yield folder
