@@ -23,6 +23,7 @@ class LabelClasses:
 
     categories: list[Category]
     table: np.ndarray  # (65536,) int32: a pixel value's label, NO_CLASS where it has none
+    path: Path = Path("data.classes")  # where they are named, for messages
 
     @property
     def ignored(self) -> int:

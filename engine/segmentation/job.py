@@ -11,11 +11,11 @@ from backbones.errors import UserError
 from engine.data.annotations import Category
 from engine.distributed import World
 from engine.draw import save_picture
-from engine.job import Job
+from engine.job import HasClasses, Job
 from engine.segmentation.batch import predict_labels, training_batch
 from engine.segmentation.build import build_model, build_training_set, build_validation_set, evaluation_size
-from engine.segmentation.classes import unique_names
-from engine.segmentation.config import SegmentationConfig
+from engine.segmentation.classes import named_values, unique_names
+from engine.segmentation.config import ImageFiles, SegmentationConfig
 from engine.segmentation.dataset import SegmentationDataset, class_counts, spread_indices
 from engine.segmentation.evaluate import SegmentationEvaluation
 from engine.segmentation.pictures import enlarged, overlay, save_label_map, with_legend
@@ -39,11 +39,17 @@ class SegmentationJob(Job[SegmentationConfig]):
         """The validation set, images as they are: `predict` resizes them."""
         return build_validation_set(self.config, world=world)
 
+    def build_classes(self, world: World | None = None) -> HasClasses:
+        """Those of `data.classes` for label maps; the validation set's where that is left out, or the set has its own."""
+        named = self.config.data.val
+        of_maps = isinstance(named, ImageFiles) and named.labels is not None
+        return (named_values(self.config.data) if of_maps else None) or self.build_validation_set(world)
+
     def build_model(self, categories: Sequence[Category], *, load_weights: bool) -> nn.Module:
         """A segmenter, with torchvision's parameter names."""
         return build_model(self.config, num_classes=len(categories), load_weights=load_weights)
 
-    def load_weights(self, model: nn.Module, path: str, dataset: SegmentationDataset) -> None:
+    def load_weights(self, model: nn.Module, path: str, dataset: HasClasses) -> None:
         """Load a checkpoint of ours, or torchvision's state dict of the same segmenter."""
         load_segmenter_weights(model, path, dataset)
 

@@ -8,10 +8,10 @@ from backbones.errors import UserError
 from backbones.weights import check_fit, load_pickled_tensors, load_tensors, read_state_dict
 from engine.checkpoint import load_checkpoint
 from engine.config_file import check_job
-from engine.job import SampleSet
+from engine.job import HasClasses
 
 
-def load_segmenter_weights(model: nn.Module, path: str | Path, dataset: SampleSet) -> None:
+def load_segmenter_weights(model: nn.Module, path: str | Path, dataset: HasClasses) -> None:
     """Load a file of weights of a whole segmenter: a checkpoint of ours, or torchvision's of the same architecture.
 
     A checkpoint of ours must have the classes of `dataset`. Files of bare weights do not say theirs.

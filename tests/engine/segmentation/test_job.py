@@ -18,6 +18,7 @@ from engine.segmentation.job import SegmentationJob
 from engine.segmentation.label_maps import read_label_map
 from engine.show import draw_samples
 from engine.train import train
+from tests.engine.conftest import write_coco
 from tests.engine.segmentation.conftest import NAMES, toy_config, write_maps
 
 PYRAMID = "model.pyramid={name: fpn, out_channels: 16}"
@@ -246,6 +247,31 @@ def test_what_is_printed_of_a_prediction_begins_with_the_largest_class(trained, 
     line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith(str(image)))
     assert line.startswith(f"{image}: background ")
     assert line.endswith(f" -> {tmp_path / '000.png'}")
+
+
+def test_published_weights_predict_without_any_data_set(trained, tmp_path):
+    """A config names the classes of label maps; its folders need not be there."""
+    torch.save(load_checkpoint(trained.folder / "best.pt").model, tmp_path / "bare.pth")
+    image = Path(trained.data["images"]) / "000.png"
+    nowhere = [f"data.{split}={{images: none, labels: none}}" for split in ("train", "val")]
+    found = predict_images(
+        str(trained.folder / "config.yaml"),
+        [str(image)],
+        output_dir=str(tmp_path / "bare"),
+        weights=str(tmp_path / "bare.pth"),
+        overrides=nowhere,
+        device="cpu",
+    )
+    assert found == predict_images(
+        str(trained.folder / "best.pt"), [str(image)], output_dir=str(tmp_path / "own"), device="cpu"
+    )
+
+
+def test_classes_of_instances_are_the_data_set_s(make_config, tmp_path):
+    data = write_coco(tmp_path / "data", 2)
+    val = f"data.val={{images: {data['images']}, annotations: {data['annotations']}}}"
+    job = job_of(make_config(val, "data.classes=[square]"))
+    assert [category.name for category in job.build_classes().categories] == ["background", "square"]
 
 
 def test_samples_are_drawn_and_classes_counted(make_config):
