@@ -198,7 +198,10 @@ def _apply(content: dict[str, Any], override: str, source: _Source) -> None:
         here[_list_index(here, last, override)] = value
     else:
         here[last] = value
-    source.places[tuple(int(p) if p.isdigit() else p for p in dotted.split("."))] = f"the override {override!r}"
+    key: Key = tuple(int(p) if p.isdigit() else p for p in dotted.split("."))
+    for known in [known for known in source.places if known[: len(key)] == key]:
+        del source.places[known]  # what stood below it is gone, and its lines with it
+    source.places[key] = f"the override {override!r}"
 
 
 def _list_index(values: list[Any], name: str, override: str) -> int:

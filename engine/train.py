@@ -265,7 +265,9 @@ class Run:
         last = self.folder / "last.pt"
         goes_on_here = resume is not None and (resume == "" or Path(resume).resolve().parent == self.folder.resolve())
         if resume and not Path(resume).is_file():
-            raise UserError(f"There is no checkpoint at {resume}.")
+            # argparse takes the word after --resume for its PATH, also where it is an override.
+            hint = " To resume from last.pt with this override, put it before --resume." if "=" in resume else ""
+            raise UserError(f"There is no checkpoint at {resume}.{hint}")
         if last.exists() and not goes_on_here:
             raise UserError(f"{self.folder} holds a run already. Go on with it: --resume. Or start another: output_dir=FOLDER.")
         if resume is None:

@@ -443,6 +443,15 @@ def test_a_mistake_in_an_override_is_named_as_its(problems, override, key, messa
     assert message in line
 
 
+def test_a_mistake_in_a_list_put_in_place_of_the_files_is_the_overrides(problems):
+    override = "data.augmentations=[{name: horizontal_flipp}]"
+    augmentations = "[{name: horizontal_flip}]"
+    text = LEAST.replace("val: shapes", f"val: shapes, augmentations: {augmentations}")
+    assert augmentations in text
+    (line,) = problems(text, override)
+    assert line.startswith(f"the override {override!r}: data.augmentations.0: ")
+
+
 def test_mistakes_in_file_and_overrides_are_told_together_and_apart(problems):
     heading, *lines = problems(f"{LEAST}seed: x", "train.epochs=x")
     assert heading == "run.yaml has 2 problems:"

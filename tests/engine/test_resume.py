@@ -315,6 +315,12 @@ def test_a_checkpoint_that_is_not_there_cannot_be_resumed_from(finished, tmp_pat
         train(config, resume=str(tmp_path / "none.pt"))
 
 
+def test_an_override_taken_for_the_checkpoint_is_told_where_to_go(finished):
+    config = toy_config(*SHORT, data=finished.data, output_dir=finished.folder)
+    with pytest.raises(UserError, match=r"no checkpoint at train\.epochs=3\. .* put it before --resume"):
+        train(config, resume="train.epochs=3")
+
+
 def test_data_whose_classes_have_changed_are_refused(make_config, tmp_path):
     data = write_coco(tmp_path / "data")
     train(make_config(*SHORT, data=data))
