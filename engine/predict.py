@@ -66,6 +66,8 @@ def predict_images(
         UserError: a path does not exist, an image cannot be read, the source is neither, or the weights do not fit.
     """
     paths = find_images(inputs)
+    if Path(source).suffix not in (".yaml", ".yml") and any(override.startswith("data.classes") for override in overrides):
+        raise UserError(f"{source} was trained on classes of its own, which a setting cannot change: leave out data.classes.")
     config, checkpoint = open_source(source, overrides, weights=weights)
     job = job_of(config)
     folder = make_folder(output_dir)

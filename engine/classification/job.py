@@ -162,7 +162,7 @@ class ClassificationJob(Job[ClassificationConfig]):
             f"{categories[label].name} {probability:.2f}" for label, probability in zip(labels, probabilities, strict=True)
         )
         save_picture(draw_labelled(image, f"{categories[labels[0]].name} {probabilities[0]:.2f}"), picture)
-        return said, [{"top": ranking(labels, probabilities, categories)}]
+        return f"{said} -> {picture}", [{"top": ranking(labels, probabilities, categories)}]
 
     # ---- Parts ----
 

@@ -194,3 +194,10 @@ def test_settings_of_a_checkpoint_may_be_given(predict, photos, trained, tmp_pat
         str(trained.folder / "best.pt"), [str(photos)], output_dir=str(tmp_path / "one"), device="cpu", overrides=overrides
     )
     assert len(rows) == 2 < len(predict(photos))
+
+
+def test_a_checkpoints_classes_cannot_be_renamed(trained, photos, tmp_path):
+    with pytest.raises(UserError, match=r"best\.pt was trained on classes of its own.*leave out data\.classes"):
+        predict_images(
+            str(trained.folder / "best.pt"), [str(photos)], output_dir=str(tmp_path / "out"), overrides=["data.classes=[a, b]"]
+        )

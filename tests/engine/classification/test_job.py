@@ -350,7 +350,7 @@ def test_present_names_the_five_best_and_draws_the_image(make_config, tmp_path):
     prediction = torch.tensor([0.02, 0.5, 0.03, 0.25, 0.1, 0.06, 0.04]).log()
     image = np.full((30, 40, 3), 90, np.uint8)
     said, rows = job.present(image, prediction, categories, picture=tmp_path / "a.png", score_threshold=0.99)
-    assert said == "b 0.50, d 0.25, e 0.10, f 0.06, g 0.04"
+    assert said == f"b 0.50, d 0.25, e 0.10, f 0.06, g 0.04 -> {tmp_path / 'a.png'}"
     assert [(entry["class"], entry["category_id"]) for entry in rows[0]["top"]] == [
         ("b", 1), ("d", 3), ("e", 4), ("f", 5), ("g", 6),
     ]  # fmt: skip
