@@ -130,6 +130,8 @@ class CascadeRoIHeads(RoIHeads):
         if not self.training:
             return self._detect(features, proposals, image_shapes), {}
         assert targets is not None
+        # Where an image has fewer proposals than another, the RPN fills up with boxes without area.
+        proposals = [boxes[(boxes[:, 2:] > boxes[:, :2]).all(1)] for boxes in proposals]
         sampled, matched_idxs, labels, _ = self.select_training_samples(proposals, targets)
         losses = self._box_losses(features, sampled, image_shapes, targets)
         if self.has_mask():

@@ -7,6 +7,10 @@ from torchvision.models.detection.rpn import RPNHead
 from backbones import Backbone
 from backbones.registry import check_whole_number
 from heads.anchors import anchor_generator, feature_levels, roi_pool
+from heads.batched_roi_heads import BatchedRoIHeads
+from heads.batched_rpn import BatchedRegionProposalNetwork
+from heads.box_coding import BoxCoder
+from heads.cached_anchors import CachedAnchorGenerator
 from heads.rcnn_parts import RegionProposalNetwork, RoIHeads
 from heads.registry import register_detector
 from heads.transform import detection_transform
@@ -43,6 +47,7 @@ def faster_rcnn(
     box_bg_iou_thresh: float = 0.5,
     box_batch_size_per_image: int = 512,
     box_positive_fraction: float = 0.25,
+    fast: bool = True,
 ) -> GeneralizedRCNN:
     """Faster R-CNN with torchvision's parameter names, numbers and defaults.
 
@@ -61,6 +66,8 @@ def faster_rcnn(
         anchor_sizes: sides in pixels, a list for each level, in place of `anchor_scale`.
         aspect_ratios: of the anchors, height over width; 0.5, 1 and 2 if left out.
         box_head_dim: width of the two fully connected layers over each RoI.
+        fast: proposals, matching, sampling and losses of the whole batch at once; no is torchvision's own code, image by image,
+            which gives the same and takes longer.
 
     The other options are torchvision's own, https://docs.pytorch.org/vision/stable/models/faster_rcnn.html.
 
@@ -73,8 +80,9 @@ def faster_rcnn(
     anchors = anchor_generator(
         levels, anchor_scale=anchor_scale, anchor_sizes=anchor_sizes, aspect_ratios=aspect_ratios or (0.5, 1.0, 2.0)
     )
-    rpn = RegionProposalNetwork(
-        anchors,
+    rpn_class, roi_heads_class = (BatchedRegionProposalNetwork, BatchedRoIHeads) if fast else (RegionProposalNetwork, RoIHeads)
+    rpn = rpn_class(
+        CachedAnchorGenerator(anchors.sizes, anchors.aspect_ratios) if fast else anchors,
         RPNHead(channels, anchors.num_anchors_per_location()[0]),
         fg_iou_thresh=rpn_fg_iou_thresh,
         bg_iou_thresh=rpn_bg_iou_thresh,
@@ -85,7 +93,7 @@ def faster_rcnn(
         nms_thresh=rpn_nms_thresh,
         score_thresh=rpn_score_thresh,
     )
-    roi_heads = RoIHeads(
+    roi_heads = roi_heads_class(
         box_roi_pool=roi_pool(levels, output_size=7),
         box_head=TwoMLPHead(channels * 7 * 7, box_head_dim),
         box_predictor=FastRCNNPredictor(box_head_dim, num_classes),
@@ -98,6 +106,7 @@ def faster_rcnn(
         nms_thresh=box_nms_thresh,
         detections_per_img=box_detections_per_img,
     )
+    rpn.box_coder, roi_heads.box_coder = BoxCoder(rpn.box_coder.weights), BoxCoder(roi_heads.box_coder.weights)
     transform = detection_transform(
         backbone,
         min_size=min_size,

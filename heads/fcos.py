@@ -7,6 +7,8 @@ from torchvision.models.detection.fcos import FCOS, FCOSHead
 from backbones import Backbone
 from backbones.registry import check_whole_number
 from heads.anchors import anchor_generator, feature_levels
+from heads.batched_one_stage import BatchedFCOS
+from heads.cached_anchors import CachedAnchorGenerator
 from heads.crowd import in_crowd
 from heads.registry import register_detector
 from heads.transform import Targets, detection_transform
@@ -30,6 +32,7 @@ def fcos(
     nms_thresh: float = 0.6,
     detections_per_img: int = 100,
     topk_candidates: int = 1000,
+    fast: bool = True,
 ) -> FCOS:
     """FCOS with torchvision's parameter names, numbers and defaults: one stage, one box at each place, no anchors to choose.
 
@@ -44,6 +47,7 @@ def fcos(
         nms_thresh: boxes of a class that overlap a better one by more than this IoU are left out.
         detections_per_img: the best of an image that are kept.
         topk_candidates: the best of each level that are looked at.
+        fast: as for `faster_rcnn`.
 
     The options on images are those of `faster_rcnn`.
 
@@ -52,10 +56,12 @@ def fcos(
     """
     check_whole_number("num_classes", num_classes, least=2)  # the background and one more
     levels = feature_levels(backbone)
-    model = FCOS(
+    anchors = anchor_generator(levels, anchor_scale=1, aspect_ratios=(1.0,))
+    fcos_class = BatchedFCOS if fast else FCOS
+    model = fcos_class(
         backbone,
         num_classes,
-        anchor_generator=anchor_generator(levels, anchor_scale=1, aspect_ratios=(1.0,)),
+        anchor_generator=CachedAnchorGenerator(anchors.sizes, anchors.aspect_ratios) if fast else anchors,
         head=CrowdAwareFCOSHead(backbone.out_channels, 1, num_classes),
         center_sampling_radius=center_sampling_radius,
         score_thresh=score_thresh,

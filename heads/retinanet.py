@@ -7,6 +7,9 @@ from torchvision.models.detection.retinanet import RetinaNet, RetinaNetHead
 from backbones import Backbone
 from backbones.registry import check_whole_number
 from heads.anchors import anchor_generator, feature_levels
+from heads.batched_one_stage import BatchedRetinaNet
+from heads.box_coding import BoxCoder
+from heads.cached_anchors import CachedAnchorGenerator
 from heads.crowd import in_crowd
 from heads.registry import register_detector
 from heads.transform import Targets, detection_transform
@@ -34,6 +37,7 @@ def retinanet(
     topk_candidates: int = 1000,
     fg_iou_thresh: float = 0.5,
     bg_iou_thresh: float = 0.4,
+    fast: bool = True,
 ) -> RetinaNet:
     """RetinaNet with torchvision's parameter names, numbers and defaults: one stage, nine anchors at each place, focal loss.
 
@@ -52,6 +56,7 @@ def retinanet(
         topk_candidates: the best of each level that are looked at.
         fg_iou_thresh: IoU from which an anchor is an object.
         bg_iou_thresh: IoU up to which it is background.
+        fast: as for `faster_rcnn`.
 
     The options on images are those of `faster_rcnn`.
 
@@ -64,10 +69,11 @@ def retinanet(
         # torchvision cuts the sides down to whole pixels, and so do we: 32, 40, 50.
         anchor_sizes = [[int(anchor_scale * spec.stride * scale) for scale in OCTAVE_SCALES] for spec in levels.values()]
     anchors = anchor_generator(levels, anchor_sizes=anchor_sizes, aspect_ratios=aspect_ratios or (0.5, 1.0, 2.0))
-    model = RetinaNet(
+    retinanet_class = BatchedRetinaNet if fast else RetinaNet
+    model = retinanet_class(
         backbone,
         num_classes,
-        anchor_generator=anchors,
+        anchor_generator=CachedAnchorGenerator(anchors.sizes, anchors.aspect_ratios) if fast else anchors,
         head=CrowdAwareRetinaNetHead(backbone.out_channels, anchors.num_anchors_per_location()[0], num_classes),
         proposal_matcher=Matcher(fg_iou_thresh, bg_iou_thresh, allow_low_quality_matches=True),
         score_thresh=score_thresh,
@@ -75,6 +81,7 @@ def retinanet(
         detections_per_img=detections_per_img,
         topk_candidates=topk_candidates,
     )
+    model.box_coder = model.head.regression_head.box_coder = BoxCoder(model.box_coder.weights)
     model.transform = detection_transform(
         backbone,
         min_size=min_size,

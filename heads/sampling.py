@@ -29,9 +29,7 @@ class BalancedSampler(BalancedPositiveNegativeSampler):
         seeds, self._seeds = self._seeds or [None] * len(matched_idxs), None
         chosen_positive, chosen_negative = [], []
         for labels, seed in zip(matched_idxs, seeds, strict=True):
-            generator = None
-            if seed is not None:
-                generator = torch.Generator(labels.device).manual_seed((seed * 2 + self.salt) % 2**63)
+            generator = generator_of({"seed": seed}, salt=self.salt, device=labels.device)
             positive = torch.where(labels >= 1)[0]
             negative = torch.where(labels == 0)[0]
             num_positive = min(len(positive), int(self.batch_size_per_image * self.positive_fraction))
@@ -39,6 +37,12 @@ class BalancedSampler(BalancedPositiveNegativeSampler):
             chosen_positive.append(_choose(positive, num_positive, labels, generator))
             chosen_negative.append(_choose(negative, num_negative, labels, generator))
         return chosen_positive, chosen_negative
+
+
+def generator_of(target: dict[str, Any], *, salt: int, device: torch.device) -> torch.Generator | None:
+    """What the choices for an image are drawn from: its target's `seed`, if it carries one, and `salt`."""
+    seed = target.get("seed")
+    return None if seed is None else torch.Generator(device).manual_seed((seed * 2 + salt) % 2**63)
 
 
 def _choose(candidates: Tensor, count: int, labels: Tensor, generator: torch.Generator | None) -> Tensor:

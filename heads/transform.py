@@ -7,6 +7,7 @@ from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
 from backbones import Backbone, UserError
 from heads.crowd import set_crowd_apart
+from heads.mask_paste import paste_masks
 
 Targets = list[dict[str, Tensor]]
 
@@ -38,6 +39,22 @@ class DetectionTransform(GeneralizedRCNNTransform):
         if targets is not None:
             targets = [set_crowd_apart(target) for target in targets]
         return image_list, targets
+
+    def postprocess(
+        self,
+        result: list[dict[str, Tensor]],
+        image_shapes: list[tuple[int, int]],
+        original_image_sizes: list[tuple[int, int]],
+    ) -> list[dict[str, Tensor]]:
+        """Predictions in the pixels of the original images, masks at their size."""
+        if self.training:
+            return result
+        masks = [prediction.pop("masks", None) for prediction in result]
+        result = super().postprocess(result, image_shapes, original_image_sizes)
+        for prediction, own, size in zip(result, masks, original_image_sizes, strict=True):
+            if own is not None:
+                prediction["masks"] = paste_masks(own, prediction["boxes"], size)
+        return result
 
     def normalize(self, image: Tensor) -> Tensor:
         """Subtract the mean and divide by the standard deviation; uint8 is scaled to [0, 1] first."""
