@@ -10,6 +10,7 @@ from backbones import resnet_models as _resnet_models  # noqa: F401  (registers 
 from backbones.base import Backbone, FeatureSpec, select_features
 from backbones.errors import UserError
 from backbones.fpn import FeaturePyramid, FpnBackbone, build_fpn_backbone, register_pyramid
+from backbones.inference import optimize_for_inference
 from backbones.load_report import LoadReport
 from backbones.registry import build_backbone, list_backbones, register_backbone
 from backbones.weights import load_backbone_weights
@@ -25,6 +26,7 @@ __all__ = [
     "build_fpn_backbone",
     "list_backbones",
     "load_backbone_weights",
+    "optimize_for_inference",
     "register_backbone",
     "register_pyramid",
     "select_features",
