@@ -3,7 +3,7 @@
 import resource
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -46,6 +46,13 @@ class Reporter:
         for name in dict.fromkeys(name for score in scores for name in score.per_class):
             values = [score.per_class.get(name, -1.0) for score in scores]  # not every class has keypoints
             table.add_row(Text(name), *("–" if value < 0 else f"{value:.3f}" for value in values))
+        self.console.print(table)
+
+    def table(self, columns: Sequence[str], rows: Sequence[Sequence[str]], *, title: str) -> None:
+        """Print a table of text."""
+        table = Table(*columns, title=title, title_justify="left")
+        for row in rows:
+            table.add_row(*map(Text, row))
         self.console.print(table)
 
     @contextmanager
