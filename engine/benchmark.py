@@ -66,7 +66,7 @@ def contenders(
     theirs = HEADS[head](_resnet_fpn_extractor(resnet50(norm_layer=FrozenBatchNorm2d), 3), CLASSES, **sizes)
     _fill(theirs, seed=0)
     with torch.no_grad():
-        theirs.roi_heads.box_predictor.cls_score.weight.mul_(5)  # sure of itself, right or wrong
+        theirs.get_parameter("roi_heads.box_predictor.cls_score.weight").mul_(5)  # sure of itself, right or wrong
     ours = _ours(head, sizes)
     ours.load_state_dict(theirs.state_dict(), strict=True)
     models: dict[str, nn.Module] = {REFERENCE: theirs.to(device), "ours": ours.to(device)}
