@@ -59,7 +59,7 @@ def test_from_training_to_a_photograph(tool, toy, tmp_path):
     images = toy.val / "red"
     said = tool("predict.py", toy.run / "best.pt", images, "-o", tmp_path / "out")
     assert (said.status, said.err) == (0, "")
-    assert re.search(rf"^{images / '000.png'}: (\w+ [01]\.\d\d(, )?){3} -> \S+000\.png$", said.out, re.MULTILINE)
+    assert re.search(rf"^{images / '000.png'}: (\w+ [01]\.\d\d(, )?){{3}} -> \S+000\.png$", said.out, re.MULTILINE)
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["000.png", "001.png", "results.json"]
     rows = json.loads((tmp_path / "out" / "results.json").read_text())
     assert [row["image_id"] for row in rows] == [1, 2]
