@@ -65,26 +65,28 @@ class WinogradConv2d(nn.Module):
         output = x.new_empty(batch, down * OUT, across * OUT, out_channels)
         row_bytes = 4 * TILE * TILE * across * max(channels, out_channels)
         rows = min(down, max(1, CACHE_BYTES // row_bytes))
-        size = TILE * TILE * rows * across
+        together = min(batch, max(1, CACHE_BYTES // (row_bytes * down)))  # small images, such as RoIs, are taken many at a time
+        size = TILE * TILE * together * rows * across
         gathered, transformed = x.new_empty(size * channels), x.new_empty(size * channels)
         products = x.new_empty(size * out_channels)
-        tiles_out = x.new_empty(OUT * OUT * rows * across * out_channels)
-        for image, target in zip(x, output, strict=True):
+        tiles_out = x.new_empty(OUT * OUT * together * rows * across * out_channels)
+        for images, targets in zip(x.split(together), output.split(together), strict=True):
             for row in range(0, down, rows):
                 count = min(rows, down - row)
-                tiles = count * across
+                shape = (len(images), count, across)
+                tiles = len(images) * count * across
                 size = TILE * TILE * tiles
-                patches = image[row * OUT : (row + count) * OUT + 2].unfold(0, TILE, OUT).unfold(1, TILE, OUT)
-                taken = gathered[: size * channels].view(TILE, TILE, count, across, channels)
-                taken.copy_(patches.permute(3, 4, 0, 1, 2))
+                patches = images[:, row * OUT : (row + count) * OUT + 2].unfold(1, TILE, OUT).unfold(2, TILE, OUT)
+                taken = gathered[: size * channels].view(TILE, TILE, *shape, channels)
+                taken.copy_(patches.permute(4, 5, 0, 1, 2, 3))
                 inputs = transformed[: size * channels].view(TILE * TILE, -1)
                 torch.mm(self.input_transform, taken.view(TILE * TILE, -1), out=inputs)
                 product = products[: size * out_channels].view(TILE * TILE, tiles, out_channels)
                 torch.bmm(inputs.view(TILE * TILE, tiles, channels), self.kernel, out=product)
                 done = tiles_out[: OUT * OUT * tiles * out_channels].view(OUT * OUT, -1)
                 torch.mm(self.output_transform, product.view(TILE * TILE, -1), out=done)
-                done = done.view(OUT, OUT, count, across, out_channels).permute(2, 0, 3, 1, 4)
-                place = target[row * OUT : (row + count) * OUT].view(count, OUT, across, OUT, out_channels)
+                done = done.view(OUT, OUT, *shape, out_channels).permute(2, 3, 0, 4, 1, 5)
+                place = targets[:, row * OUT : (row + count) * OUT].view(len(images), count, OUT, across, OUT, out_channels)
                 if self.bias is None:
                     place.copy_(done)
                 else:

@@ -13,7 +13,7 @@ from backbones.winograd import WinogradConv2d, is_suitable
 
 @settings(max_examples=25)
 @given(
-    batch=st.integers(1, 2), height=st.integers(1, 23), width=st.integers(1, 23), bias=st.booleans(),
+    batch=st.integers(1, 5), height=st.integers(1, 23), width=st.integers(1, 23), bias=st.booleans(),
     last=st.booleans(), cache=st.sampled_from([1, 200_000, 10**9]), channels=st.sampled_from([(128, 130), (160, 128)]),
 )  # fmt: skip
 def test_it_is_pytorch_own_convolution(batch, height, width, bias, last, cache, channels):
