@@ -121,3 +121,18 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
         raise UserError(f"{path} has checkpoint format {content['format']}; this version reads {FORMAT}.")
     categories = [Category(c["id"], c["name"], tuple(c.get("keypoints", ()))) for c in content["categories"]]
     return Checkpoint(path, content["model"], content["config"], categories, content.get("training"))
+
+
+def check_own(path: Path, *, job: str, classes: HasClasses) -> None:
+    """Check that a file of weights, if it is a checkpoint of ours, is of this job and these classes; others do not say theirs.
+
+    Raises:
+        UserError: it is of another job or of other classes.
+    """
+    if path.suffix == ".safetensors" or not path.is_file():
+        return
+    content = load_pickled_tensors(path)
+    if isinstance(content, dict) and "categories" in content:
+        checkpoint = load_checkpoint(path)
+        check_job(checkpoint.job, job, where=str(path))
+        checkpoint.check_categories(classes)

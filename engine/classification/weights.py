@@ -2,9 +2,7 @@
 
 from pathlib import Path
 
-from backbones.weights import load_pickled_tensors
-from engine.checkpoint import load_checkpoint
-from engine.config_file import check_job
+from engine.checkpoint import check_own
 from engine.job import HasClasses
 from heads.classifier import Classifier, load_classifier_weights
 
@@ -19,10 +17,5 @@ def load_weights(model: Classifier, path: str | Path, classes: HasClasses) -> No
         UserError: the file is missing, does not fit, or is of other classes or of another job.
     """
     path = Path(path)
-    if path.suffix != ".safetensors" and path.is_file():
-        content = load_pickled_tensors(path)
-        if isinstance(content, dict) and "categories" in content:
-            checkpoint = load_checkpoint(path)
-            check_job(checkpoint.job, "classification", where=str(path))
-            checkpoint.check_categories(classes)
+    check_own(path, job="classification", classes=classes)
     model.backbone.weights_report = load_classifier_weights(model, path)

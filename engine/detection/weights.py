@@ -4,8 +4,8 @@ from pathlib import Path
 
 from torch import nn
 
-from backbones.weights import check_fit, load_pickled_tensors, load_tensors, read_state_dict
-from engine.checkpoint import load_checkpoint
+from backbones.weights import check_fit, load_tensors, read_state_dict
+from engine.checkpoint import check_own
 from engine.job import HasClasses
 
 
@@ -15,13 +15,10 @@ def load_detector_weights(model: nn.Module, path: str | Path, dataset: HasClasse
     A checkpoint of ours must have the classes of `dataset`. Files of bare weights do not say theirs.
 
     Raises:
-        UserError: the file is missing or does not fit; the message names the keys.
+        UserError: the file is missing, does not fit (the message names the keys), or is of other classes or another job.
     """
     path = Path(path)
-    if path.suffix != ".safetensors" and path.is_file():
-        content = load_pickled_tensors(path)
-        if isinstance(content, dict) and "categories" in content:
-            load_checkpoint(path).check_categories(dataset)
+    check_own(path, job="detection", classes=dataset)
     # torchvision's files from before its version 0.13 name a few layers otherwise.
     state_dict = {_modern_name(key): value for key, value in read_state_dict(path).items()}
     check_fit(model, state_dict, source=str(path))

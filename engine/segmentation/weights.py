@@ -5,9 +5,8 @@ from pathlib import Path
 from torch import nn
 
 from backbones.errors import UserError
-from backbones.weights import check_fit, load_pickled_tensors, load_tensors, read_state_dict
-from engine.checkpoint import load_checkpoint
-from engine.config_file import check_job
+from backbones.weights import check_fit, load_tensors, read_state_dict
+from engine.checkpoint import check_own
 from engine.job import HasClasses
 
 
@@ -17,15 +16,10 @@ def load_segmenter_weights(model: nn.Module, path: str | Path, dataset: HasClass
     A checkpoint of ours must have the classes of `dataset`. Files of bare weights do not say theirs.
 
     Raises:
-        UserError: the file is missing or does not fit; the message names the keys.
+        UserError: the file is missing, does not fit (the message names the keys), or is of other classes or another job.
     """
     path = Path(path)
-    if path.suffix != ".safetensors" and path.is_file():
-        content = load_pickled_tensors(path)
-        if isinstance(content, dict) and "categories" in content:
-            checkpoint = load_checkpoint(path)
-            check_job(checkpoint.job, "segmentation", where=str(path))
-            checkpoint.check_categories(dataset)
+    check_own(path, job="segmentation", classes=dataset)
     state_dict = read_state_dict(path)
     try:
         check_fit(model, state_dict, source=str(path))
