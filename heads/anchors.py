@@ -11,6 +11,7 @@ from torchvision.ops.poolers import LevelMapper
 
 from backbones import Backbone, FeatureSpec, UserError
 from backbones.check_maps import check_maps, declared_specs
+from heads.roi_align import BatchedRoIAlign
 
 # RoIs are pooled from P2..P5; coarser levels only propose (Lin et al., https://arxiv.org/abs/1612.03144, section 4).
 COARSEST_ROI_STRIDE = 32
@@ -74,7 +75,9 @@ def anchor_generator(
     return AnchorGenerator(sizes, (tuple(aspect_ratios),) * len(sizes))
 
 
-def roi_pool(levels: dict[str, FeatureSpec], *, output_size: int, sampling_ratio: int = 2) -> MultiScaleRoIAlign:
+def roi_pool(
+    levels: dict[str, FeatureSpec], *, output_size: int, sampling_ratio: int = 2, fast: bool = True
+) -> MultiScaleRoIAlign:
     """RoIAlign over the levels up to stride 32 with the scales that the strides say.
 
     Left to itself, torchvision infers the scales from the first batch and keeps them, wrong ones too.
@@ -90,7 +93,8 @@ def roi_pool(levels: dict[str, FeatureSpec], *, output_size: int, sampling_ratio
         # Which level a RoI belongs to is a logarithm of its size: a gap would send some to a level that is not there.
         if coarser != 2 * finer:
             raise UserError(f"Level {name!r} has stride {coarser}, not {2 * finer}, twice that of the level before it.")
-    pool = MultiScaleRoIAlign(list(pooled), output_size=output_size, sampling_ratio=sampling_ratio)
+    pool_class = BatchedRoIAlign if fast else MultiScaleRoIAlign
+    pool = pool_class(list(pooled), output_size=output_size, sampling_ratio=sampling_ratio)
     pool.scales = [1.0 / stride for stride in strides]
     # Level k has stride 2**k; a RoI of 224 x 224 pixels belongs to level 4 (equation 1 of the FPN paper).
     pool.map_levels = LevelMapper(int(math.log2(strides[0])), int(math.log2(strides[-1])))

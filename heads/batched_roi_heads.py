@@ -3,11 +3,12 @@
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torchvision.models.detection.roi_heads import keypointrcnn_loss, maskrcnn_loss
+from torchvision.models.detection.roi_heads import keypointrcnn_inference, keypointrcnn_loss, maskrcnn_loss
 from torchvision.ops import batched_nms, nms
 
 from heads.batched_boxes import box_areas, match, pad_rows, sample, spread
 from heads.box_coding import BoxCoder
+from heads.class_masks import class_masks
 from heads.crowd import in_crowd
 from heads.rcnn_parts import RoIHeads
 from heads.sampling import generator_of
@@ -28,7 +29,7 @@ class BatchedRoIHeads(RoIHeads):
     ) -> tuple[list[dict[str, Tensor]], Losses]:
         """Maps, proposals (P_i, 4) an image and image sizes -> detections in evaluation, losses in training."""
         if not self.training:
-            return super().forward(features, proposals, image_shapes, targets)
+            return self._detect(features, proposals, image_shapes), {}
         self.check_targets(targets)
         assert targets is not None
         boxes, labels, rows, matched = self._examples(proposals, targets)
@@ -50,8 +51,25 @@ class BatchedRoIHeads(RoIHeads):
             pooled = self.keypoint_roi_pool(features, object_boxes, image_shapes)
             keypoint_logits = self.keypoint_predictor(self.keypoint_head(pooled))
             keypoints = [target["keypoints"] for target in targets]
-            losses["loss_keypoint"] = keypointrcnn_loss(keypoint_logits, object_boxes, keypoints, object_rows)
+            losses["loss_keypoint"] = keypointrcnn_loss(keypoint_logits.contiguous(), object_boxes, keypoints, object_rows)
         return [], losses
+
+    def _detect(
+        self, features: dict[str, Tensor], proposals: list[Tensor], image_shapes: list[tuple[int, int]]
+    ) -> list[dict[str, Tensor]]:
+        logits, offsets = self.box_predictor(self.box_head(self.box_roi_pool(features, proposals, image_shapes)))
+        boxes, scores, labels = self.postprocess_detections(logits, offsets, proposals, image_shapes)
+        results = [{"boxes": b, "labels": k, "scores": s} for b, k, s in zip(boxes, labels, scores, strict=True)]
+        if self.has_mask():
+            mask_features = self.mask_head(self.mask_roi_pool(features, boxes, image_shapes))
+            for result, masks in zip(results, class_masks(self.mask_predictor, mask_features, labels), strict=True):
+                result["masks"] = masks
+        if self.has_keypoint():
+            pooled = self.keypoint_roi_pool(features, boxes, image_shapes)
+            keypoints, sure = keypointrcnn_inference(self.keypoint_predictor(self.keypoint_head(pooled)), boxes)
+            for result, points, point_scores in zip(results, keypoints, sure, strict=True):
+                result |= {"keypoints": points, "keypoints_scores": point_scores}
+        return results
 
     def _examples(self, proposals: list[Tensor], targets: Targets) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Proposals and objects -> the examples: boxes (B, S, 4), labels (B, S), -1 where a place holds none, rows and boxes

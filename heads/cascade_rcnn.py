@@ -13,10 +13,11 @@ from torch import Tensor, nn
 from torchvision.models.detection._utils import BoxCoder, Matcher
 from torchvision.models.detection.faster_rcnn import TwoMLPHead
 from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
-from torchvision.models.detection.roi_heads import maskrcnn_inference, maskrcnn_loss
+from torchvision.models.detection.roi_heads import maskrcnn_loss
 from torchvision.ops import boxes as box_ops
 
 from backbones import Backbone, UserError
+from heads.class_masks import class_masks
 from heads.crowd import in_crowd
 from heads.faster_rcnn import faster_rcnn
 from heads.mask_rcnn import mask_rcnn
@@ -140,7 +141,11 @@ class CascadeRoIHeads(RoIHeads):
             matched = [idxs[rows] for idxs, rows in zip(matched_idxs, objects, strict=True)]
             masks, classes = [target["masks"] for target in targets], [target["labels"] for target in targets]
             losses["loss_mask"] = maskrcnn_loss(
-                self._mask_logits(features, boxes, image_shapes), boxes, masks, classes, matched
+                self.mask_predictor(self.mask_head(self.mask_roi_pool(features, boxes, image_shapes))),
+                boxes,
+                masks,
+                classes,
+                matched,
             )
         return [], losses
 
@@ -191,8 +196,9 @@ class CascadeRoIHeads(RoIHeads):
         scores = torch.stack(probabilities).mean(0).split([len(image_boxes) for image_boxes in boxes])
         results = [self._best(image_boxes, image_scores) for image_boxes, image_scores in zip(boxes, scores, strict=True)]
         if self.has_mask():
-            logits = self._mask_logits(features, [result["boxes"] for result in results], image_shapes)
-            masks = maskrcnn_inference(logits, [result["labels"] for result in results])
+            boxes = [result["boxes"] for result in results]
+            mask_features = self.mask_head(self.mask_roi_pool(features, boxes, image_shapes))
+            masks = class_masks(self.mask_predictor, mask_features, [result["labels"] for result in results])
             results = [result | {"masks": image_masks} for result, image_masks in zip(results, masks, strict=True)]
         return results
 
@@ -211,10 +217,6 @@ class CascadeRoIHeads(RoIHeads):
         # Each stage sends a gradient into the same maps: together they count as one head.
         share = 1 / len(self.stages)
         return pooled * share + pooled.detach() * (1 - share) if self.training else pooled
-
-    def _mask_logits(self, features: dict[str, Tensor], boxes: list[Tensor], image_shapes: list[tuple[int, int]]) -> Tensor:
-        assert self.mask_predictor is not None
-        return self.mask_predictor(self.mask_head(self.mask_roi_pool(features, boxes, image_shapes)))
 
     @staticmethod
     def _refine(coder: BoxCoder, offsets: Tensor, boxes: list[Tensor], image_shapes: list[tuple[int, int]]) -> list[Tensor]:

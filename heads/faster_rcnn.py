@@ -94,7 +94,7 @@ def faster_rcnn(
         score_thresh=rpn_score_thresh,
     )
     roi_heads = roi_heads_class(
-        box_roi_pool=roi_pool(levels, output_size=7),
+        box_roi_pool=roi_pool(levels, output_size=7, fast=fast),
         box_head=TwoMLPHead(channels * 7 * 7, box_head_dim),
         box_predictor=FastRCNNPredictor(box_head_dim, num_classes),
         fg_iou_thresh=box_fg_iou_thresh,

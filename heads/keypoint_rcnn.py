@@ -7,6 +7,7 @@ from torchvision.models.detection.keypoint_rcnn import KeypointRCNNHeads, Keypoi
 
 from backbones import Backbone
 from heads.anchors import roi_pool
+from heads.batched_roi_heads import BatchedRoIHeads
 from heads.faster_rcnn import faster_rcnn
 from heads.rcnn_parts import RoIHeads
 from heads.registry import register_detector
@@ -43,7 +44,7 @@ def keypoint_rcnn(
     channels = next(iter(levels.values())).channels
     roi_heads = model.roi_heads
     assert isinstance(roi_heads, RoIHeads)
-    roi_heads.keypoint_roi_pool = roi_pool(levels, output_size=14)
+    roi_heads.keypoint_roi_pool = roi_pool(levels, output_size=14, fast=isinstance(roi_heads, BatchedRoIHeads))
     roi_heads.keypoint_head = KeypointRCNNHeads(channels, (keypoint_head_dim,) * keypoint_head_layers)
     roi_heads.keypoint_predictor = KeypointRCNNPredictor(keypoint_head_dim, num_keypoints)
     return model

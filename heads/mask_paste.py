@@ -1,5 +1,7 @@
 """Masks of boxes, put into the images they are of."""
 
+import numpy as np
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -17,7 +19,12 @@ def paste_masks(masks: Tensor, boxes: Tensor, size: tuple[int, int]) -> Tensor:
     scale = (side + 2) / side
     centres, halves = (boxes[:, :2] + boxes[:, 2:]) * 0.5, (boxes[:, 2:] - boxes[:, :2]) * 0.5 * scale
     lows, highs = (centres - halves).long().tolist(), (centres + halves).long().tolist()
-    pasted = masks.new_zeros((len(masks), 1, height, width))
+    shape = (len(masks), 1, height, width)
+    if masks.dtype == torch.float32 and masks.device.type == "cpu":
+        # NumPy takes its zeros from the operating system, which hands out memory only where something is written.
+        pasted = torch.from_numpy(np.zeros(shape, np.float32))
+    else:
+        pasted = masks.new_zeros(shape)
     for image, mask, (x, y), (right, bottom) in zip(pasted, masks, lows, highs, strict=True):
         extent = (max(bottom - y + 1, 1), max(right - x + 1, 1))
         resized = F.interpolate(mask[None], size=extent, mode="bilinear", align_corners=False)[0, 0]

@@ -7,6 +7,7 @@ from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredic
 
 from backbones import Backbone
 from heads.anchors import roi_pool
+from heads.batched_roi_heads import BatchedRoIHeads
 from heads.faster_rcnn import faster_rcnn
 from heads.rcnn_parts import RoIHeads
 from heads.registry import register_detector
@@ -40,7 +41,7 @@ def mask_rcnn(
     channels = next(iter(levels.values())).channels
     roi_heads = model.roi_heads
     assert isinstance(roi_heads, RoIHeads)
-    roi_heads.mask_roi_pool = roi_pool(levels, output_size=14)
+    roi_heads.mask_roi_pool = roi_pool(levels, output_size=14, fast=isinstance(roi_heads, BatchedRoIHeads))
     roi_heads.mask_head = MaskRCNNHeads(channels, [mask_head_dim] * mask_head_layers, dilation=1)
     roi_heads.mask_predictor = MaskRCNNPredictor(mask_head_dim, mask_head_dim, num_classes)
     return model
