@@ -7,9 +7,10 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torchvision.ops import FrozenBatchNorm2d
+from torchvision.ops import FrozenBatchNorm2d as TorchvisionFrozenBatchNorm2d
 
 from backbones.errors import UserError
+from backbones.norms import FrozenBatchNorm2d
 from backbones.winograd import WinogradConv2d, is_suitable
 
 ModelT = TypeVar("ModelT", bound=nn.Module)
@@ -69,7 +70,7 @@ def fold_norms(model: nn.Module, run: Callable[[], object]) -> int:
         if id(inputs[0]) in made_by:
             pairs.append((made_by[id(inputs[0])][0], module))
 
-    norms = (nn.BatchNorm2d, FrozenBatchNorm2d)
+    norms = (nn.BatchNorm2d, FrozenBatchNorm2d, TorchvisionFrozenBatchNorm2d)  # not those of them that do more besides
     hooks = [m.register_forward_hook(after_convolution) for m in model.modules() if type(m) is nn.Conv2d]
     hooks += [m.register_forward_pre_hook(before_norm) for m in model.modules() if type(m) in norms]
     was_training = model.training

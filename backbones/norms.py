@@ -3,12 +3,28 @@
 import math
 from collections.abc import Callable
 
-from torch import nn
-from torchvision.ops import FrozenBatchNorm2d
+import torch
+import torchvision
+from torch import Tensor, nn
 
 from backbones.errors import UserError, did_you_mean
 
 NormLayer = Callable[[int], nn.Module]
+
+
+class FrozenBatchNorm2d(torchvision.ops.FrozenBatchNorm2d):
+    """torchvision's parameters and numbers, with one map in memory in place of two; the output has the input's type.
+
+    Under autocast torchvision's makes float32 maps of half precision ones, which then take twice the memory.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, C, H, W)."""
+        scale = (self.weight * torch.rsqrt(self.running_var + self.eps))[:, None, None]
+        shift = self.bias[:, None, None] - self.running_mean[:, None, None] * scale
+        if x.is_cuda:
+            return torch.addcmul(shift, x, scale).to(x.dtype)  # one kernel; on a CPU, where it is not vectorized, slower
+        return (x * scale).add_(shift).to(x.dtype)
 
 
 def _group_norm(channels: int) -> nn.GroupNorm:

@@ -47,7 +47,8 @@ class ResNet(Backbone):
         stochastic_depth: probability to leave out the last block in training; less for those before it
             (https://arxiv.org/abs/1603.09382).
         zero_init_last_norm: start each block as the identity (https://arxiv.org/abs/1706.02677, section 5.1).
-        checkpoint_blocks: keep only the blocks' inputs for the backward pass, and compute the rest again.
+        checkpoint_blocks: keep only the blocks' inputs for the backward pass, and compute the rest again: True, or the stages
+            where that is done, such as [c2, c3], whose maps are the largest.
 
     Raises:
         UserError: an unknown norm, feature, stage or stem, or a number out of range.
@@ -71,7 +72,7 @@ class ResNet(Backbone):
         deformable_stages: list[str] | None = None,
         stochastic_depth: float = 0.0,
         zero_init_last_norm: bool = False,
-        checkpoint_blocks: bool = False,
+        checkpoint_blocks: bool | Sequence[str] = False,
     ) -> None:
         super().__init__()
         _check_choice("stem", stem, ("7x7", "deep", "3x3"))
@@ -91,11 +92,9 @@ class ResNet(Backbone):
         self.feature_specs = select_features(stem_specs | specs, out_features or (names if out_features is None else ()))
         num_stages = max((names.index(name) + 1 for name in self.feature_specs if name in names), default=0)
         self._stage_names = names
-        if isinstance(deformable_stages, str):
-            raise UserError(f"deformable_stages is {deformable_stages!r}: give a list, such as [{deformable_stages!r}].")
-        for name in deformable_stages or ():
-            if name not in names:
-                raise UserError(f"deformable_stages names {name!r}.{did_you_mean(name, names)}")
+        _check_stages("deformable_stages", deformable_stages or (), names)
+        if not isinstance(checkpoint_blocks, bool):
+            _check_stages("checkpoint_blocks", checkpoint_blocks, names)
 
         self.in_channels = in_channels
         self.checkpoint_blocks = checkpoint_blocks
@@ -139,7 +138,7 @@ class ResNet(Backbone):
         features = {"c1": x} if "c1" in self.feature_specs and "c1" not in self._stage_names else {}
         x = self.maxpool(x)
         for name, layer in self.layers().items():
-            x = self._run(layer, x)
+            x = self._run(name, layer, x)
             if name in self.feature_specs:
                 features[name] = x
         last = self._stage_names[-1]
@@ -163,8 +162,9 @@ class ResNet(Backbone):
             stages[f"layer{len(self._stage_names)}"].append(self.norm)
         return stages
 
-    def _run(self, layer: nn.Sequential, x: Tensor) -> Tensor:
-        if not (self.checkpoint_blocks and self.training and any(p.requires_grad for p in layer.parameters())):
+    def _run(self, name: str, layer: nn.Sequential, x: Tensor) -> Tensor:
+        chosen = self.checkpoint_blocks if isinstance(self.checkpoint_blocks, bool) else name in self.checkpoint_blocks
+        if not (chosen and self.training and any(p.requires_grad for p in layer.parameters())):
             return layer(x)
         for block in layer:
             x = checkpointed(block, x)
@@ -186,6 +186,14 @@ class ResNet(Backbone):
 def _check_choice(option: str, value: Any, choices: Sequence[Any]) -> None:
     if value not in choices:
         raise UserError(f"{option} is {value!r}: give one of {', '.join(str(choice) for choice in choices)}.")
+
+
+def _check_stages(option: str, given: Sequence[str], names: Sequence[str]) -> None:
+    if isinstance(given, str):
+        raise UserError(f"{option} is {given!r}: give a list, such as [{given!r}].")
+    for name in given:
+        if name not in names:
+            raise UserError(f"{option} names {name!r}.{did_you_mean(name, names)}")
 
 
 def _class_of(block: Callable[..., ResidualBlock]) -> type[ResidualBlock]:

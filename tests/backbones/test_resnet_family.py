@@ -242,10 +242,12 @@ def test_zero_init_makes_every_block_start_as_its_shortcut(name):
         assert_close(block(x), x)
 
 
-@pytest.mark.parametrize("name", ["resnet18", "resnetv2_18", "seresnet18"])
-def test_checkpointing_changes_neither_gradients_nor_statistics(name, odd_images):
+@pytest.mark.parametrize(
+    ("name", "blocks"), [("resnet18", True), ("resnetv2_18", True), ("seresnet18", True), ("resnet18", ["c2", "c4"])]
+)
+def test_checkpointing_changes_neither_gradients_nor_statistics(name, blocks, odd_images):
     plain = build_backbone(name, stochastic_depth=0.3)
-    saving = build_backbone(name, stochastic_depth=0.3, checkpoint_blocks=True)
+    saving = build_backbone(name, stochastic_depth=0.3, checkpoint_blocks=blocks)
     saving.load_state_dict(plain.state_dict())
     for backbone in (plain, saving):
         torch.manual_seed(1)
@@ -280,6 +282,8 @@ def test_1202_layers_train_at_batch_32_within_6_gb():
         ({"shortcut": "E"}, "shortcut is 'E': give one of A, B, C, D"),
         ({"output_stride": 4}, "output_stride is 4: give one of 8, 16, 32"),
         ({"stochastic_depth": 1.0}, "stochastic_depth is 1.0"),
+        ({"checkpoint_blocks": ["c6"]}, "checkpoint_blocks names 'c6'. Known: c2, c3, c4, c5"),
+        ({"checkpoint_blocks": "c2"}, r"checkpoint_blocks is 'c2': give a list, such as \['c2'\]"),
         ({"deformable_stages": ["c6"]}, "deformable_stages names 'c6'. Known: c2, c3, c4, c5"),
     ],
 )
@@ -300,6 +304,19 @@ def test_a_resnet_is_built_from_blocks_in_python():
     backbone = ResNet(functools.partial(BasicBlock), (1, 1), width=8, stem="3x3")
     assert backbone.feature_specs == {"c0": FeatureSpec(8, 1), "c1": FeatureSpec(16, 2)}
     assert list(backbone.stages()) == ["stem", "layer1", "layer2"]
+
+
+def test_only_the_named_stages_are_computed_again(odd_images):
+    backbone = build_backbone("resnet18", checkpoint_blocks=["c3"]).train()
+    runs = dict.fromkeys(("layer2", "layer3"), 0)
+    for stage in runs:
+
+        def count(*_, stage=stage):
+            runs[stage] += 1
+
+        getattr(backbone, stage)[0].conv1.register_forward_hook(count)
+    sum(level.mean() for level in backbone(odd_images).values()).backward()
+    assert runs == {"layer2": 2, "layer3": 1}
 
 
 @pytest.mark.slow
