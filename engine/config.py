@@ -149,6 +149,8 @@ class TrainConfig(Section):
     precision: Literal["float32", "bf16", "fp16"] = "float32"
     """Type of the forward pass under autocast; the weights stay float32."""
     channels_last: bool = False
+    compile: bool = False
+    """Train with the backbone and pyramid under torch.compile: minutes to start, faster steps on a GPU."""
     clip_grad_norm: PositiveFloat | None = None
     ema: EmaConfig | None = None
     """An exponential moving average of the weights, which is then what is evaluated and used."""

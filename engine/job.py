@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from backbones.errors import UserError, did_you_mean
+from engine.compilation import compile_dense_part
 from engine.config import RunConfig
 from engine.data.annotations import Category
 from engine.distributed import World
@@ -146,6 +147,10 @@ class Job(ABC, Generic[ConfigT]):
         Raises:
             UserError: the file is missing or does not fit, or is of other classes than `dataset`.
         """
+
+    def compile_model(self, model: nn.Module) -> None:
+        """Have the backbone of a model that is to be trained run through `torch.compile`."""
+        compile_dense_part(model)
 
     # ---- What it does ----
 

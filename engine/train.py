@@ -14,10 +14,12 @@ from backbones import Backbone, UserError
 from engine.amp import autocast
 from engine.build import build_optimizer, build_schedule, build_training_sampler, check_processes
 from engine.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from engine.compilation import as_written
 from engine.config import RunConfig
 from engine.config_file import check_job, dump_config
 from engine.data.dataset import sample_seed
 from engine.data.loader import BatchLoader
+from engine.data.prefetch import on_device
 from engine.distributed import World, start_world
 from engine.ema import average_model
 from engine.evaluate import run_evaluation
@@ -76,6 +78,8 @@ class Run:
             self._restore(checkpoint)
         self.sampler = build_training_sampler(config, self.training_set, world, start_step=self.step)
         self.learning_rate_factor = build_schedule(config, steps_per_epoch=self.sampler.steps_per_epoch)
+        if config.train.compile:
+            self.job.compile_model(self.model)
         self.parallel: nn.Module = self.model
         if world.size > 1:
             device_ids = [world.device.index] if world.device.type == "cuda" else None
@@ -89,7 +93,7 @@ class Run:
         loader = BatchLoader(
             self.training_set, self.sampler, num_workers=self.config.data.num_workers, device=self.world.device
         )
-        batches = iter(loader)
+        batches = on_device(loader, self.world.device)
         speed = Speed(batch_size=self.config.train.batch_size)
         self.parallel.train()
         with self.reporter.bar("training", self.sampler.total_steps) as show:
@@ -145,8 +149,6 @@ class Run:
         for part in range(config.train.accumulate):
             images, targets = next(batches)
             image_ids += [int(target["image_id"]) for target in targets]
-            images = [image.to(world.device, non_blocking=True) for image in images]
-            targets = [_to_device(target, world.device) for target in targets]
             is_last = part == config.train.accumulate - 1
             if isinstance(self.parallel, DistributedDataParallel):
                 self.parallel.require_backward_grad_sync = is_last  # gradients are exchanged once a step
@@ -210,7 +212,7 @@ class Run:
         began = time.perf_counter()
         model = self.model if self.average is None else self.average.module
         self.world.share_buffers(model)
-        with self.reporter.bar("evaluating", len(self.validation_set)) as show:
+        with as_written(), self.reporter.bar("evaluating", len(self.validation_set)) as show:
             evaluation = run_evaluation(
                 self.job,
                 model,
@@ -300,7 +302,7 @@ class Run:
             if not isinstance(now, dict):
                 before, now = {section: before}, {section: now}
             for key in now:
-                if key in ("epochs", "num_workers", "log_steps", "checkpoint_steps", "val", "accumulate"):
+                if key in ("epochs", "num_workers", "log_steps", "checkpoint_steps", "val", "accumulate", "compile"):
                     continue
                 if before.get(key) != now[key]:
                     name = section if key == section else f"{section}.{key}"
@@ -342,7 +344,3 @@ class Run:
     def _track(self, kind: str, values: dict[str, Any]) -> None:
         for tracker in self.trackers:
             tracker.log(kind, self.step, values)
-
-
-def _to_device(target: dict[str, Any], device: torch.device) -> dict[str, Any]:
-    return {key: v.to(device, non_blocking=True) if isinstance(v, Tensor) else v for key, v in target.items()}

@@ -1,5 +1,7 @@
 """What every detector does to images before its backbone: resizing, normalising and padding; uint8 and other channels too."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 from torchvision.models.detection.image_list import ImageList
@@ -32,6 +34,26 @@ class DetectionTransform(GeneralizedRCNNTransform):
         resize_in_training: bool = True,
     ) -> None:
         super().__init__(min_size, max_size, image_mean, image_std, _skip_resize=not resize_in_training)
+        self.training_shapes: list[tuple[int, int]] = []
+
+    def limit_training_shapes(self, shapes: Sequence[tuple[int, int]]) -> None:
+        """Pad training batches to the smallest of these (H, W) that holds them, in place of the next multiple of 32.
+
+        A compiled backbone is compiled once for each shape it meets; without this, COCO has hundreds.
+        """
+        self.training_shapes = sorted(shapes, key=lambda shape: shape[0] * shape[1])
+
+    def batch_images(self, images: list[Tensor], size_divisible: int = 32) -> Tensor:
+        """Images (C, H_i, W_i) -> (B, C, H, W), padded with zeros on the right and at the bottom."""
+        if self.training and self.training_shapes:
+            height, width = (max(image.shape[axis] for image in images) for axis in (1, 2))
+            for shape in self.training_shapes:
+                if height <= shape[0] and width <= shape[1]:
+                    batch = images[0].new_zeros((len(images), images[0].shape[0], *shape))
+                    for place, image in zip(batch, images, strict=True):
+                        place[:, : image.shape[1], : image.shape[2]] = image
+                    return batch
+        return super().batch_images(images, size_divisible)
 
     def forward(self, images: list[Tensor], targets: Targets | None = None) -> tuple[ImageList, Targets | None]:
         """Images (C, H_i, W_i), uint8 or float in [0, 1] -> a padded batch, and targets whose crowd is set apart."""

@@ -7,9 +7,10 @@ from typing import Any
 import numpy as np
 from torch import Tensor, nn
 
+from engine.compilation import compile_dense_part
 from engine.data.annotations import Category
 from engine.data.dataset import CocoDataset
-from engine.detection.build import build_model, build_training_set, build_validation_set, iou_types
+from engine.detection.build import build_model, build_training_set, build_validation_set, evaluation_size, iou_types
 from engine.detection.config import DetectionConfig
 from engine.detection.evaluate import DetectionEvaluation
 from engine.detection.results import to_rows
@@ -40,6 +41,10 @@ class DetectionJob(Job[DetectionConfig]):
     def load_weights(self, model: nn.Module, path: str, dataset: CocoDataset) -> None:
         """Load a checkpoint of ours, or torchvision's state dict of the same detector."""
         load_detector_weights(model, path, dataset)
+
+    def compile_model(self, model: nn.Module) -> None:
+        """The backbone with its pyramid, for a few shapes that batches are padded to."""
+        compile_dense_part(model, min_size=evaluation_size(self.config), max_size=self.config.data.max_size)
 
     def losses(self, model: nn.Module, images: list[Tensor], targets: list[dict[str, Any]]) -> dict[str, Tensor]:
         """The detector's own."""

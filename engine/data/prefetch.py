@@ -1,0 +1,54 @@
+"""Batches moved to the device while the one before is computed."""
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from engine.data.loader import Batch
+
+
+def on_device(batches: Iterable[Batch], device: torch.device) -> Iterator[Batch]:
+    """The batches with their tensors on `device`.
+
+    To a GPU they are copied on a stream of their own, one batch ahead: the copy of the next goes on while this one is computed.
+    """
+    if device.type != "cuda":
+        for batch in batches:
+            yield _moved(batch, device)
+        return
+    stream = torch.cuda.Stream(device)
+    ahead: tuple[Batch, torch.cuda.Event] | None = None
+    for batch in batches:
+        with torch.cuda.stream(stream):
+            copied = _moved(batch, device), stream.record_event()
+        if ahead is not None:
+            yield _received(*ahead, device)
+        ahead = copied
+    if ahead is not None:
+        yield _received(*ahead, device)
+
+
+def _moved(batch: Batch, device: torch.device) -> Batch:
+    images, targets = batch
+    return (
+        [image.to(device, non_blocking=True) for image in images],
+        [{key: _to(key, value, device) for key, value in target.items()} for target in targets],
+    )
+
+
+def _to(key: str, value: Any, device: torch.device) -> Any:
+    # The id is for the log: to read it from a GPU would be to wait for the GPU.
+    return value.to(device, non_blocking=True) if isinstance(value, Tensor) and key != "image_id" else value
+
+
+def _received(batch: Batch, copied: torch.cuda.Event, device: torch.device) -> Batch:
+    """A batch whose copies end with the event, for use on the current stream."""
+    current = torch.cuda.current_stream(device)
+    current.wait_event(copied)
+    images, targets = batch
+    for tensor in (*images, *(value for target in targets for value in target.values() if isinstance(value, Tensor))):
+        if tensor.is_cuda:
+            tensor.record_stream(current)  # its memory is not given to the next copy before this stream is done with it
+    return batch
