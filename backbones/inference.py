@@ -34,7 +34,7 @@ def optimize_for_inference(model: ModelT, *, winograd: bool | None = None, compi
     device = next((tensor.device for tensor in (*model.parameters(), *model.buffers())), torch.device("cpu"))
     if winograd and device.type != "cpu":
         raise UserError(f"winograd=True is for CPUs, and the model is on {device.type}, whose library has it itself.")
-    optimized = copy.deepcopy(model).eval().requires_grad_(False)
+    optimized = _sharing_copy(model).eval()
     dense = getattr(optimized, "backbone", optimized)
     whole = optimized if hasattr(optimized, "classifier") or dense is optimized else dense
     fold_norms(whole, lambda: whole(_example(dense, device)))
@@ -43,11 +43,34 @@ def optimize_for_inference(model: ModelT, *, winograd: bool | None = None, compi
             for name, child in list(parent.named_children()):
                 if isinstance(child, nn.Conv2d) and is_suitable(child):
                     setattr(parent, name, WinogradConv2d(child))
-    optimized = optimized.to(memory_format=torch.channels_last)
+    _own_tensors(optimized, {tensor.data_ptr() for tensor in (*model.parameters(), *model.buffers())})
     if compile_backbone:
         dense = getattr(optimized, "backbone", optimized)
         dense.compile(dynamic=False)
     return optimized
+
+
+def _sharing_copy(model: ModelT) -> ModelT:
+    """A copy without gradients whose tensors are the model's own: most are about to be replaced, and need no memory twice."""
+    shared: dict[int, Any] = {id(p): nn.Parameter(p.detach(), requires_grad=False) for p in model.parameters()}
+    shared |= {id(buffer): buffer.detach() for buffer in model.buffers()}
+    return copy.deepcopy(model, shared)
+
+
+def _own_tensors(model: nn.Module, shared: set[int]) -> None:
+    """Copy the tensors that are still another model's (by address), and lay all out channels last."""
+    done: dict[int, Tensor] = {}
+    for module in model.modules():
+        for tensors in (module._parameters, module._buffers):
+            for name, tensor in tensors.items():
+                if tensor is None:
+                    continue
+                if id(tensor) not in done:
+                    layout = torch.channels_last if tensor.dim() == 4 else torch.preserve_format
+                    own = tensor.data_ptr() not in shared
+                    new = tensor.detach().to(memory_format=layout) if own else tensor.detach().clone(memory_format=layout)
+                    done[id(tensor)] = nn.Parameter(new, requires_grad=False) if isinstance(tensor, nn.Parameter) else new
+                tensors[name] = done[id(tensor)]  # type: ignore[assignment]
 
 
 @torch.no_grad()

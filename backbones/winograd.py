@@ -7,7 +7,6 @@ the largest output.
 """
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 # The matrices for the points 0, 1, -1, 2, -2 and infinity: B is for tiles of the input, G for the kernel, A for the output.
@@ -47,11 +46,13 @@ class WinogradConv2d(nn.Module):
         """Take the weights of a convolution that `is_suitable`."""
         super().__init__()
         assert is_suitable(convolution)
-        kernel = convolution.weight.detach().double()
+        kernel = convolution.weight.detach()
         g = torch.tensor(_G, dtype=torch.float64, device=kernel.device)
-        transformed = g @ kernel @ g.T  # (O, C, TILE, TILE)
+        transformed = kernel.new_empty(TILE, TILE, kernel.shape[1], kernel.shape[0])
+        for target, part in zip(transformed.split(64, dim=3), kernel.split(64), strict=True):  # in parts, for float64 is large
+            target.copy_((g @ part.double() @ g.T).permute(2, 3, 1, 0))
         a, b = torch.tensor(_A, dtype=torch.float32), torch.tensor(_B, dtype=torch.float32)
-        self.register_buffer("kernel", transformed.permute(2, 3, 1, 0).flatten(0, 1).to(torch.float32).contiguous())
+        self.register_buffer("kernel", transformed.flatten(0, 1))
         self.register_buffer("input_transform", torch.kron(b, b).to(kernel.device))
         self.register_buffer("output_transform", torch.kron(a, a).to(kernel.device))
         self.register_buffer("bias", None if convolution.bias is None else convolution.bias.detach().clone())
@@ -61,7 +62,7 @@ class WinogradConv2d(nn.Module):
         batch, channels, height, width = x.shape
         out_channels = self.kernel.shape[2]
         down, across = -(-height // OUT), -(-width // OUT)
-        x = F.pad(x.permute(0, 2, 3, 1), (0, 0, 1, across * OUT - width + 1, 1, down * OUT - height + 1)).contiguous()
+        x = x.permute(0, 2, 3, 1)
         output = x.new_empty(batch, down * OUT, across * OUT, out_channels)
         row_bytes = 4 * TILE * TILE * across * max(channels, out_channels)
         rows = min(down, max(1, CACHE_BYTES // row_bytes))
@@ -70,13 +71,16 @@ class WinogradConv2d(nn.Module):
         gathered, transformed = x.new_empty(size * channels), x.new_empty(size * channels)
         products = x.new_empty(size * out_channels)
         tiles_out = x.new_empty(OUT * OUT * together * rows * across * out_channels)
+        padded = x.new_zeros(together, rows * OUT + 2, across * OUT + 2, channels)
         for images, targets in zip(x.split(together), output.split(together), strict=True):
             for row in range(0, down, rows):
                 count = min(rows, down - row)
+                rows_in = padded[: len(images), : count * OUT + 2]
+                _copy_rows(images, row * OUT - 1, rows_in)
                 shape = (len(images), count, across)
                 tiles = len(images) * count * across
                 size = TILE * TILE * tiles
-                patches = images[:, row * OUT : (row + count) * OUT + 2].unfold(1, TILE, OUT).unfold(2, TILE, OUT)
+                patches = rows_in.unfold(1, TILE, OUT).unfold(2, TILE, OUT)
                 taken = gathered[: size * channels].view(TILE, TILE, *shape, channels)
                 taken.copy_(patches.permute(4, 5, 0, 1, 2, 3))
                 inputs = transformed[: size * channels].view(TILE * TILE, -1)
@@ -96,6 +100,17 @@ class WinogradConv2d(nn.Module):
     def extra_repr(self) -> str:
         """Channels in and out."""
         return f"{self.kernel.shape[1]}, {self.kernel.shape[2]}, kernel_size=(3, 3)"
+
+
+def _copy_rows(images: Tensor, first: int, target: Tensor) -> None:
+    """Fill `target` (B, R, W + 2 or more, C) with the rows of images (B, H, W, C) from `first` on, zero where there are none.
+
+    The columns around them are zero already.
+    """
+    begin, end = max(first, 0), min(first + target.shape[1], images.shape[1])
+    target[:, : begin - first] = 0
+    target[:, begin - first : end - first, 1 : images.shape[2] + 1] = images[:, begin:end]
+    target[:, end - first :] = 0
 
 
 def is_suitable(convolution: nn.Conv2d) -> bool:

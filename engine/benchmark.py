@@ -62,32 +62,36 @@ def contenders(
     Batch norms are frozen, as they are where torchvision's detector comes with weights. The weights are such that there are
     detections, so that masks are computed, too. Images of `size` (H, W) are not resized.
     """
+    names = [REFERENCE, "ours"]
+    if task == "inference":
+        names.append("ours, optimized")
+    if compiled:
+        names.append("ours, compiled" if task == "training" else "ours, optimized, compiled")
+    return {name: contender(name, head, task, size=size, device=device) for name in names}
+
+
+def contender(name: str, head: str, task: Task, *, size: tuple[int, int], device: torch.device) -> nn.Module:
+    """One of the `contenders`; while it is built, there is at most one more."""
     sizes = {"min_size": min(size), "max_size": max(size)}
     theirs = HEADS[head](_resnet_fpn_extractor(resnet50(norm_layer=FrozenBatchNorm2d), 3), CLASSES, **sizes)
     _fill(theirs, seed=0)
     with torch.no_grad():
         theirs.get_parameter("roi_heads.box_predictor.cls_score.weight").mul_(5)  # sure of itself, right or wrong
-    ours = _ours(head, sizes)
-    ours.load_state_dict(theirs.state_dict(), strict=True)
-    models: dict[str, nn.Module] = {REFERENCE: theirs.to(device), "ours": ours.to(device)}
-    if task == "training":
-        if compiled:
-            models["ours, compiled"] = _compiled(_ours(head, sizes), ours, device)
-        return {name: model.train() for name, model in models.items()}
-    models["ours, optimized"] = optimize_for_inference(ours)
-    if compiled:
-        models["ours, optimized, compiled"] = optimize_for_inference(ours, compile_backbone=True)
-    return {name: model.eval() for name, model in models.items()}
+    model: nn.Module = theirs
+    if name != REFERENCE:
+        model = _ours(head, sizes)
+        model.load_state_dict(theirs.state_dict(), strict=True)
+    del theirs
+    model = model.to(device).train(task == "training")
+    if "optimized" in name:
+        return optimize_for_inference(model, compile_backbone="compiled" in name)
+    if "compiled" in name:
+        model.get_submodule("backbone").compile(dynamic=False)
+    return model
 
 
 def _ours(head: str, sizes: dict[str, int]) -> nn.Module:
     return build_detector(head, build_fpn_backbone("resnet50", norm="frozen_bn", trainable_layers=3), CLASSES, **sizes)
-
-
-def _compiled(model: nn.Module, ours: nn.Module, device: torch.device) -> nn.Module:
-    model.load_state_dict(ours.state_dict())
-    model.get_submodule("backbone").compile(dynamic=False)
-    return model.to(device)
 
 
 def measure(
@@ -125,10 +129,10 @@ def measure(
 
 
 def measure_memory(
-    contender: str, head: str, task: Task, *, size: tuple[int, int], batch_size: int, precision: str = "float32"
+    name: str, head: str, task: Task, *, size: tuple[int, int], batch_size: int, precision: str = "float32"
 ) -> float:
     """Peak memory (GB) of a process on the CPU that does nothing but two such steps."""
-    arguments = [contender, head, task, str(size[0]), str(size[1]), str(batch_size), precision, str(torch.get_num_threads())]
+    arguments = [name, head, task, str(size[0]), str(size[1]), str(batch_size), precision, str(torch.get_num_threads())]
     done = subprocess.run(
         [sys.executable, "-c", "import sys, engine.benchmark as b; b.report_memory(*sys.argv[1:])", *arguments],
         capture_output=True, text=True, check=True,
@@ -136,14 +140,12 @@ def measure_memory(
     return float(done.stdout.split()[-1])
 
 
-def report_memory(
-    contender: str, head: str, task: Task, height: str, width: str, batch: str, precision: str, threads: str
-) -> None:
+def report_memory(name: str, head: str, task: Task, height: str, width: str, batch: str, precision: str, threads: str) -> None:
     """What `measure_memory` runs in a process of its own: prints its peak in GB."""
     torch.set_num_threads(int(threads))
     size = (int(height), int(width))
-    model = contenders(head, task, size=size, device=torch.device("cpu"))[contender]
-    measure({contender: model}, task, size=size, batch_size=int(batch), rounds=1, precision=precision)
+    model = contender(name, head, task, size=size, device=torch.device("cpu"))
+    measure({name: model}, task, size=size, batch_size=int(batch), rounds=1, precision=precision)
     print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e9)
 
 
