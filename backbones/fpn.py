@@ -126,7 +126,8 @@ class FeaturePyramid(Pyramid):
         levels = [self.layer_blocks[-1](top_down)]
         for i in range(len(maps) - 2, -1, -1):
             lateral = self.inner_blocks[i](maps[i])
-            top_down = lateral + F.interpolate(top_down, size=lateral.shape[-2:], mode="nearest")
+            # In place: at stride 4 another map is what a process takes the most memory for.
+            top_down = lateral.add_(F.interpolate(top_down, size=lateral.shape[-2:], mode="nearest"))
             levels.insert(0, self.layer_blocks[i](top_down))
         return levels
 

@@ -30,8 +30,8 @@ _A = ((1, 1, 1, 1, 1, 0), (0, 1, -1, 2, -2, 0), (0, 1, 1, 4, 4, 0), (0, 1, -1, 8
 OUT, TILE = 4, 6  # sides of a tile: OUT x OUT outputs are made of TILE x TILE inputs
 # Rows of tiles go through together; so many bytes of transformed input stay in the processor's cache.
 CACHE_BYTES = 3_000_000
-# Below, what the transforms cost is not won back.
-LEAST_CHANNELS = 128
+# Below, what the transforms cost is not won back; above, maps are small, and the kernel, four times the memory, is large.
+LEAST_CHANNELS, MOST_CHANNELS = 128, 256
 
 
 class WinogradConv2d(nn.Module):
@@ -123,5 +123,6 @@ def is_suitable(convolution: nn.Conv2d) -> bool:
         and convolution.padding_mode == "zeros"
         and convolution.groups == 1
         and convolution.weight.dtype == torch.float32
-        and min(convolution.in_channels, convolution.out_channels) >= LEAST_CHANNELS
+        and LEAST_CHANNELS <= min(convolution.in_channels, convolution.out_channels)
+        and max(convolution.in_channels, convolution.out_channels) <= MOST_CHANNELS
     )

@@ -146,7 +146,14 @@ def report_memory(name: str, head: str, task: Task, height: str, width: str, bat
     size = (int(height), int(width))
     model = contender(name, head, task, size=size, device=torch.device("cpu"))
     measure({name: model}, task, size=size, batch_size=int(batch), rounds=1, precision=precision)
-    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e9)
+    print(_peak_bytes() / 1e9)
+
+
+def _peak_bytes() -> int:
+    status = Path("/proc/self/status")
+    if status.is_file():  # Linux counts the parent's peak into ru_maxrss
+        return next(int(line.split()[1]) * 1024 for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def agreement(models: dict[str, nn.Module], *, size: tuple[int, int]) -> dict[str, float]:
