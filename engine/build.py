@@ -11,6 +11,7 @@ from backbones import Backbone, build_backbone, build_fpn_backbone
 from backbones.errors import UserError
 from engine.config import BackboneConfig, CocoFiles, PyramidConfig, RunConfig
 from engine.data.sampler import GlobalBatchSampler
+from engine.data.sampling import RepeatsImages
 from engine.data.sources import DATASETS, CocoPaths, Split, find_paths
 from engine.distributed import World
 from engine.job import SampleSet
@@ -99,6 +100,7 @@ def build_training_sampler(config: RunConfig, dataset: SampleSet, world: World, 
         batch_size=config.train.batch_size,
         epochs=config.train.epochs,
         groups=dataset.shape_groups(),
+        repeat_factors=dataset.repeat_factors() if isinstance(dataset, RepeatsImages) else None,
         rank=world.rank,
         world_size=world.size,
         accumulate=config.train.accumulate,

@@ -15,6 +15,8 @@ import cv2
 from albumentations.augmentations.crops.transforms import CropSizeError
 
 from backbones.errors import UserError
+from engine.data.instances import Instances, Sample, box_areas, has_sides, mask_areas, refreshed
+from engine.data.mixing import OtherSamples, SampleStep
 from engine.data.resize import ResizeShorterSide
 
 cv2.setNumThreads(0)  # a loader has a process a core; threads within them only get in each other's way
@@ -25,36 +27,49 @@ _FRAME = np.array([[0, 0], [1, 0], [0, 1]], np.float32)
 
 
 class Augmentation:
-    """Runs albumentations transforms on a sample, drawing from the sample's own seed.
+    """Runs steps on a sample, drawing from the sample's own seed.
 
     Args:
-        transforms: applied in order.
-        min_sizes: shorter sides to draw from, pixels; None where the transforms bring images to size themselves.
+        steps: albumentations transforms and steps of our own, applied in order.
+        min_sizes: shorter sides to draw from, pixels; None where the steps bring images to size themselves.
         max_size: bound on the longer side, pixels.
         mirrored_keypoints: (labels, K), for each label and keypoint the place of the one it becomes in a mirror (a left hand
             the right one); None where samples have no keypoints.
+        boxes_from_masks: make boxes fit the masks in the end, where there are masks: when an object is cut, what is left of it
+            may be smaller than what is left of its box.
+        drop_masks: give no masks, where only the steps need them.
     """
 
     def __init__(
         self,
-        transforms: Sequence[A.BasicTransform],
+        steps: Sequence[A.BasicTransform | SampleStep],
         *,
         min_sizes: Sequence[int] | None,
         max_size: int,
         mirrored_keypoints: np.ndarray | None = None,
+        boxes_from_masks: bool = False,
+        drop_masks: bool = False,
     ) -> None:
-        steps = list(transforms)
-        if min_sizes is not None:
-            steps.append(ResizeShorterSide(min_sizes, max_size))
-        boxes = A.BboxParams(format="pascal_voc", label_fields=["rows"], clip=True, filter_invalid_bboxes=True)
-        self._mirrored = mirrored_keypoints
-        # Points are kept wherever they go, so that they stay in order; those outside the image are dealt with here.
-        points = None if self._mirrored is None else A.KeypointParams(format="xy", remove_invisible=False)
-        self._compose = A.Compose(steps, bbox_params=boxes, keypoint_params=points)
+        self.boxes_from_masks = boxes_from_masks
+        self.drop_masks = drop_masks
+        resize = [] if min_sizes is None else [ResizeShorterSide(min_sizes, max_size)]
+        self._stages: list[_Transforms | SampleStep] = []
+        transforms: list[A.BasicTransform] = []
+        for step in (*steps, *resize):
+            if not isinstance(step, SampleStep):
+                transforms.append(step)
+                continue
+            if transforms:
+                self._stages.append(_Transforms(transforms, mirrored_keypoints))
+            self._stages.append(step)
+            transforms = []
+        # Transforms also leave out what is no usable object, so a sample goes through them in any case.
+        if transforms or not any(isinstance(stage, _Transforms) for stage in self._stages):
+            self._stages.append(_Transforms(transforms, mirrored_keypoints))
 
     def __call__(
-        self, image: np.ndarray, instances: dict[str, np.ndarray], *, seed: int
-    ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        self, image: np.ndarray, instances: Instances, *, seed: int, others: OtherSamples | None = None
+    ) -> tuple[np.ndarray, Instances]:
         """Augment one sample.
 
         Args:
@@ -62,10 +77,54 @@ class Augmentation:
             instances: columns of N rows: `boxes` (N, 4) float32 xyxy pixels, others (N, ...), perhaps `masks` (N, H, W) uint8
                 and `keypoints` (N, K, 3) float32.
             seed: all that the random choices depend on.
+            others: where the partners come from of the steps that mix samples.
 
         Returns:
             The image (H', W', 3) and the columns of the rows that are still in it. `area` follows the scale of the box or mask.
         """
+        image, instances = self._through((image, instances), len(self._stages), seed=seed, others=others, mixed=True)
+        if self.boxes_from_masks and "masks" in instances:
+            instances = refreshed(instances)
+        if self.drop_masks:
+            instances = {key: column for key, column in instances.items() if key != "masks"}
+        return image, instances
+
+    def _through(self, sample: Sample, end: int, *, seed: int, others: OtherSamples | None, mixed: bool) -> Sample:
+        """A sample through the first `end` stages; those that need partners only where it is to be `mixed`."""
+        for place, stage in enumerate(self._stages[:end]):
+            own_seed = _derived(seed, place) if place else seed
+            if isinstance(stage, _Transforms):
+                sample = stage(*sample, seed=own_seed)
+                continue
+            generator = np.random.default_rng(own_seed)
+            if (stage.partners and not mixed) or generator.random() >= stage.p:
+                continue
+            partners = []
+            if stage.partners:
+                assert others is not None, "a step that mixes samples needs a data set"
+                for number, index in enumerate(generator.integers(len(others), size=stage.partners).tolist()):
+                    raw, partner_seed = others.raw_sample(index), _derived(own_seed, number)
+                    try:
+                        partners.append(self._through(raw, place, seed=partner_seed, others=None, mixed=False))
+                    except UserError as error:
+                        raise UserError(f"with {others.name_of(index)}, which is mixed in: {error}") from error
+            sample = stage(sample, partners, generator)
+        return sample
+
+
+class _Transforms:
+    """Runs albumentations transforms on a sample, and realigns its rows."""
+
+    def __init__(self, transforms: Sequence[A.BasicTransform], mirrored_keypoints: np.ndarray | None) -> None:
+        boxes = A.BboxParams(format="pascal_voc", label_fields=["rows"], clip=True, filter_invalid_bboxes=True)
+        self._mirrored = mirrored_keypoints
+        # Points are kept wherever they go, so that they stay in order; those outside the image are dealt with here.
+        points = None if self._mirrored is None else A.KeypointParams(format="xy", remove_invisible=False)
+        if not any(isinstance(transform, A.DualTransform) for transform in transforms):
+            transforms = [*transforms, A.NoOp()]  # albumentations warns where nothing moves boxes
+        self._compose = A.Compose(list(transforms), bbox_params=boxes, keypoint_params=points)
+
+    def __call__(self, image: np.ndarray, instances: Instances, *, seed: int) -> Sample:
         # One generator for all transforms: set_random_seed would give each the same one, and so the same draws.
         self._compose.set_random_state(np.random.default_rng(seed), random.Random(seed))
         boxes = instances["boxes"]
@@ -86,8 +145,7 @@ class Augmentation:
         rows = np.asarray(out["rows"], dtype=np.int64)
         new_boxes = np.asarray(out["bboxes"], dtype=np.float32).reshape(-1, 4)
         height, width = out["image"].shape[:2]
-        # What is left of a box stays an object while it is a pixel wide and high, but for albumentations' float32 fractions.
-        kept = (new_boxes[:, 2:] - new_boxes[:, :2] >= 0.999).all(axis=1)
+        kept = has_sides(new_boxes)  # what is left of a box stays an object while it is a pixel wide and high
         rows, new_boxes = rows[kept], new_boxes[kept]
         if has_masks:
             masks = np.asarray(out["masks"])[rows] if len(rows) else np.zeros((0, height, width), np.uint8)
@@ -104,7 +162,7 @@ class Augmentation:
             columns["area"] = self._areas(columns, boxes[rows])
         return out["image"], columns
 
-    def _keypoints(self, moved: np.ndarray, instances: dict[str, np.ndarray], height: int, width: int) -> np.ndarray:
+    def _keypoints(self, moved: np.ndarray, instances: Instances, height: int, width: int) -> np.ndarray:
         """Keypoints (N, K, 3) from where the frame and they went to (3 + N * K, 2): mirrored ones change names."""
         assert self._mirrored is not None
         origin, right, down = moved[:3]
@@ -117,11 +175,12 @@ class Augmentation:
         return keypoints * inside[..., None]
 
     @staticmethod
-    def _areas(columns: dict[str, np.ndarray], boxes_before: np.ndarray) -> np.ndarray:
+    def _areas(columns: Instances, boxes_before: np.ndarray) -> np.ndarray:
         if "masks" in columns:
-            return columns["masks"].sum(axis=(1, 2), dtype=np.int64).astype(np.float32)
-        return columns["area"] * _box_areas(columns["boxes"]) / np.maximum(_box_areas(boxes_before), 1e-6)
+            return mask_areas(columns["masks"])
+        return columns["area"] * box_areas(columns["boxes"]) / np.maximum(box_areas(boxes_before), 1e-6)
 
 
-def _box_areas(boxes: np.ndarray) -> np.ndarray:
-    return (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
+def _derived(seed: int, number: int) -> int:
+    """A seed, 63 bits, for the part of a sample with this number."""
+    return int(np.random.SeedSequence([seed, number]).generate_state(1, np.uint64)[0] >> np.uint64(1))

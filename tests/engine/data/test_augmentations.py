@@ -5,7 +5,16 @@ import numpy as np
 import pytest
 
 from backbones.errors import UserError
-from engine.data.augmentations import AUGMENTATIONS, RESIZING, build_transforms, register_augmentation
+from engine.data.augmentations import (
+    AUGMENTATIONS,
+    CHANGES_SIZE,
+    CUTTING,
+    RESIZING,
+    build_steps,
+    build_transforms,
+    register_augmentation,
+)
+from engine.data.mixing import SampleStep
 from engine.data.pipeline import Augmentation
 
 
@@ -17,18 +26,28 @@ def own_registry(monkeypatch):
 
 @pytest.mark.parametrize("name", AUGMENTATIONS.names())
 def test_every_augmentation_builds_with_its_defaults(name):
-    transforms = build_transforms(name, {})
-    assert transforms
-    assert all(isinstance(transform, A.BasicTransform) for transform in transforms)
+    steps = build_steps(name, {})
+    assert steps
+    assert all(isinstance(step, A.BasicTransform | SampleStep) for step in steps)
 
 
-def test_those_that_resize_are_registered():
-    assert set(AUGMENTATIONS.names()) >= RESIZING
+def test_those_that_change_sizes_and_cut_are_registered():
+    assert set(AUGMENTATIONS.names()) >= RESIZING | CHANGES_SIZE | CUTTING
+    assert not RESIZING & CHANGES_SIZE
 
 
-@pytest.mark.parametrize("name", ["horizontal_flip", "vertical_flip", "rotate90", "color_jitter"])
+@pytest.mark.parametrize(
+    "name",
+    ["horizontal_flip", "vertical_flip", "rotate90", "color_jitter", "blur", "random_crop", "copy_paste", "mosaic"],
+)
 def test_p_is_the_probability(name):
-    assert [transform.p for transform in build_transforms(name, {"p": 0.125})] == [0.125]
+    assert [step.p for step in build_steps(name, {"p": 0.125})] == [0.125]
+
+
+@pytest.mark.parametrize("name", ["random_crop", "copy_paste", "mosaic"])
+def test_what_is_more_than_a_transform_is_refused_where_only_those_are_taken(name):
+    with pytest.raises(UserError, match=f"{name} is one of whole objects, for detection"):
+        build_transforms(name, {})
 
 
 def test_options_reach_the_transform():
@@ -39,17 +58,17 @@ def test_options_reach_the_transform():
 
 @pytest.mark.usefixtures("own_registry")
 def test_a_function_registers_an_augmentation():
-    @register_augmentation("blur")
-    def blur(*, size: int = 3):
+    @register_augmentation("box_blur")
+    def box_blur(*, size: int = 3):
         return [A.Blur(blur_limit=(size, size), p=1)]
 
     image = np.zeros((20, 20, 3), np.uint8)
     image[10, 10] = 250
     nothing = {"boxes": np.zeros((0, 4), np.float32)}
-    out, _ = Augmentation(build_transforms("blur", {"size": 5}), min_sizes=[20], max_size=20)(image, nothing, seed=0)
+    out, _ = Augmentation(build_transforms("box_blur", {"size": 5}), min_sizes=[20], max_size=20)(image, nothing, seed=0)
     np.testing.assert_array_equal(out[8:13, 8:13], np.full((5, 5, 3), 10))
     with pytest.raises(UserError, match="Did you mean 'size'"):
-        build_transforms("blur", {"sise": 5})
+        build_transforms("box_blur", {"sise": 5})
 
 
 def test_an_unknown_name_suggests_the_nearest():
@@ -69,11 +88,33 @@ def test_an_unknown_option_suggests_the_nearest():
         ("color_jitter", {"brightness": -1}),
         ("large_scale_jitter", {"size": 0}),
         ("large_scale_jitter", {"size": 64, "min_scale": -1}),
+        ("blur", {"min_sigma": 3.0}),
+        ("blur", {"p": 2}),
+        ("random_crop", {"p": -0.5}),
+        ("random_crop", {"min_scale": 0}),
+        ("random_crop", {"max_scale": 1.5}),
+        ("random_crop", {"min_visible": 2}),
+        ("copy_paste", {"p": 7}),
+        ("copy_paste", {"max_objects": 0}),
+        ("copy_paste", {"min_visible": -0.1}),
+        ("mosaic", {"size": 0}),
+        ("mosaic", {"margin": 0.7}),
+        ("mosaic", {"min_scale": 2}),
+        ("mosaic", {"min_visible": 1.5}),
     ],
 )
 def test_values_out_of_range_are_the_users_to_put_right(name, options):
     with pytest.raises(UserError, match=name):
-        build_transforms(name, options)
+        build_steps(name, options)
+
+
+def test_blur_spreads_a_point_as_wide_as_its_sigma():
+    image = np.zeros((41, 41, 3), np.uint8)
+    image[20, 20] = 255
+    (transform,) = build_transforms("blur", {"min_sigma": 1.5, "max_sigma": 1.5, "p": 1})
+    spread = transform(image=image)["image"][20, :, 0].astype(float)
+    places = np.arange(41)
+    np.testing.assert_allclose((spread * (places - 20) ** 2).sum() / spread.sum(), 1.5**2, rtol=0.15)
 
 
 # ---- albumentations' own ----
