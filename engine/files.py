@@ -19,7 +19,7 @@ def make_folder(folder: str | Path) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
         probe = folder / ".writable"
         probe.touch()
-        probe.unlink()
+        probe.unlink(missing_ok=True)  # another process or thread may probe at the same time
     except OSError as error:
         raise UserError(f"The folder {folder} cannot be written to ({error.strerror}). Name another.") from None
     return folder
