@@ -54,7 +54,7 @@ def ask_version(url: str, *, waits: tuple[float, ...] = WAITS, timeout: float = 
     """
     for wait in (*waits, None):
         try:
-            with _open(urllib.request.Request(url, method="HEAD"), timeout) as response:
+            with _open(url, {}, timeout, method="HEAD") as response:
                 return _version(response)
         except _Refusal as refusal:
             if wait is None or not refusal.passes:
@@ -133,20 +133,18 @@ def _fetch_rest(
     """Append what is missing to `file`, or write it anew where the server sends it whole."""
     done = file.seek(0, 2)
     known = _read_notes(part)
-    request = urllib.request.Request(url, headers={"Accept-Encoding": "identity"})
-    if done:
-        request.add_header("Range", f"bytes={done}-")
-        if known.condition:
-            request.add_header("If-Range", known.condition)
+    headers = {"Range": f"bytes={done}-"} if done else {}
+    if done and known.condition:
+        headers["If-Range"] = known.condition
     try:
-        response = _open(request, timeout)
+        response = _open(url, headers, timeout)
     except _Unsatisfiable as answer:  # there is no byte after those we have
         if answer.version.size == done and not answer.version.is_other_than(known):
             return
         on_note(f"{part.name} is not the beginning of the server's file; it is fetched from the beginning.")
         file.truncate(0)
         _notes_of(part).unlink(missing_ok=True)
-        response = _open(urllib.request.Request(url, headers={"Accept-Encoding": "identity"}), timeout)
+        response = _open(url, {}, timeout)
         done = 0
     with response:
         version = _version(response)
@@ -189,9 +187,11 @@ class _Unsatisfiable(Exception):
         self.version = version
 
 
-def _open(request: urllib.request.Request, timeout: float) -> Any:
-    url = request.full_url
+def _open(url: str, headers: dict[str, str], timeout: float, *, method: str = "GET") -> Any:
+    if not url.startswith(("http://", "https://")):
+        raise _Refusal(f"{url!r} is no address: it must begin with http:// or https://.", passes=False)
     try:
+        request = urllib.request.Request(url, headers={"Accept-Encoding": "identity", **headers}, method=method)
         return urllib.request.urlopen(request, timeout=timeout)
     except urllib.error.HTTPError as error:
         error.close()
@@ -208,8 +208,8 @@ def _open(request: urllib.request.Request, timeout: float) -> Any:
         raise _Refusal(text, passes=isinstance(reason, _BROKEN)) from None
     except _BROKEN as error:
         raise _Refusal(f"{_host(url)} does not answer ({_words(error)}).", passes=True) from None
-    except ValueError:
-        raise _Refusal(f"{url!r} is no address. It should begin with http:// or https://.", passes=False) from None
+    except ValueError as error:  # a port that is none, say
+        raise _Refusal(f"{url!r} is no address ({error}).", passes=False) from None
 
 
 def _version(response: Any) -> Version:
