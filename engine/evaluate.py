@@ -47,7 +47,7 @@ def run_evaluation(
     seen: list[int] = []
     for images, targets in loader:
         with autocast(world.device, config.train.precision):
-            predictions = job.predict(model, [image.to(world.device, non_blocking=True) for image in images])
+            predictions = job.predict_to_score(model, [image.to(world.device, non_blocking=True) for image in images])
         for target, prediction in zip(targets, predictions, strict=True):
             evaluation.add(target, prediction)
             seen.append(int(target["image_id"]))

@@ -166,6 +166,10 @@ class Job(ABC, Generic[ConfigT]):
     def predict(self, model: nn.Module, images: list[Tensor]) -> list[Any]:
         """What the model, in evaluation mode, says of each image (uint8, on the device)."""
 
+    def predict_to_score(self, model: nn.Module, images: list[Tensor]) -> list[Any]:
+        """As `predict`, in whatever form the job's evaluation takes."""
+        return self.predict(model, images)
+
     @abstractmethod
     def start_evaluation(self, dataset: Any) -> Evaluation:
         """An empty evaluation on a validation set."""

@@ -1,6 +1,7 @@
 """What every detector does to images before its backbone: resizing, normalising and padding; uint8 and other channels too."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -35,6 +36,7 @@ class DetectionTransform(GeneralizedRCNNTransform):
     ) -> None:
         super().__init__(min_size, max_size, image_mean, image_std, _skip_resize=not resize_in_training)
         self.training_shapes: list[tuple[int, int]] = []
+        self._pastes_masks = True
 
     def limit_training_shapes(self, shapes: Sequence[tuple[int, int]]) -> None:
         """Pad training batches to the smallest of these (H, W) that holds them, in place of the next multiple of 32.
@@ -75,8 +77,18 @@ class DetectionTransform(GeneralizedRCNNTransform):
         result = super().postprocess(result, image_shapes, original_image_sizes)
         for prediction, own, size in zip(result, masks, original_image_sizes, strict=True):
             if own is not None:
-                prediction["masks"] = paste_masks(own, prediction["boxes"], size)
+                prediction["masks"] = paste_masks(own, prediction["boxes"], size) if self._pastes_masks else own
         return result
+
+    @contextmanager
+    def masks_as_predicted(self) -> Iterator[None]:
+        """Within it, masks are given as the head predicts them, (N, 1, M, M) of their boxes: 300 of them pasted into an image
+        of 4000 x 3000 are 14 GB."""
+        self._pastes_masks = False
+        try:
+            yield
+        finally:
+            self._pastes_masks = True
 
     def normalize(self, image: Tensor) -> Tensor:
         """Subtract the mean and divide by the standard deviation; uint8 is scaled to [0, 1] first."""

@@ -65,6 +65,26 @@ def encode_mask(mask: np.ndarray) -> dict[str, Any]:
     return {"size": [int(side) for side in rle["size"]], "counts": rle["counts"].decode()}
 
 
+def encode_part(part: np.ndarray, top: int, left: int, size: tuple[int, int]) -> dict[str, Any]:
+    """A mask that is zero outside a part (h, w) of its image (H, W) at `top`, `left`, as compressed RLE whose counts are a str.
+
+    What `encode_mask` gives of the whole mask, without making it.
+    """
+    height, width = size
+    columns = np.zeros((part.shape[1], part.shape[0] + 2), np.int8)
+    columns[:, 1:-1] = part.T != 0
+    column, row = np.nonzero(np.diff(columns, axis=1))  # in turns, a run's begin and its end
+    edges = (column + left) * height + row + top
+    begins, ends = edges[0::2], edges[1::2]
+    apart = begins[1:] != ends[:-1]  # a run that ends at the bottom edge goes on at the top of the next column
+    runs = np.stack([begins[np.r_[True, apart][: len(begins)]], ends[np.r_[apart, True][: len(ends)]]], axis=1)
+    counts = np.diff(np.r_[0, runs.ravel(), height * width]).tolist()
+    if counts[-1] == 0 and len(counts) > 1:
+        counts.pop()
+    rle = mask_api.frPyObjects({"size": [height, width], "counts": counts}, height, width)
+    return {"size": [height, width], "counts": rle["counts"].decode()}
+
+
 def mask_area(rle: dict[str, Any]) -> int:
     """Pixels inside a mask given as compressed RLE."""
     return int(mask_api.area(rle))

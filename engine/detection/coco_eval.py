@@ -2,7 +2,7 @@
 
 import contextlib
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -10,7 +10,7 @@ from typing import Any, Literal
 import numpy as np
 
 from backbones.errors import UserError
-from engine.data.annotations import check_box, check_segmentation, crowd_flag, object_area, read_coco_json
+from engine.data.coco_json import check_box, check_segmentation, crowd_flag, object_area, read_coco_json
 from engine.data.keypoints import keypoint_names, keypoints_of
 from engine.data.masks import has_mask
 from engine.scores import Score
@@ -26,8 +26,61 @@ _PERSON_SIGMAS = tuple(
 )
 _USUAL_SIGMA = 0.05
 _KEYPOINT_STATS = ("AP", "AP50", "AP75", "APm", "APl", "AR", "AR50", "AR75", "ARm", "ARl")
+_LVIS_STATS = (*_BOX_STATS[:6], "APr", "APc", "APf", "AR300", "ARs300", "ARm300", "ARl300")
 # What each number is taken over: average precision or recall, IoU, area, detections an image.
 _AREAS = {"s": "small", "m": "medium", "l": "large"}
+
+
+@dataclass(frozen=True, slots=True)
+class ScoreOptions:
+    """What is scored, where it is not what COCO scores.
+
+    Args:
+        style: coco, or lvis (https://arxiv.org/abs/1908.03195): 300 detections an image, images checked for some classes alone
+            (`neg_category_ids`, `not_exhaustive_category_ids`), and AP of rare, common and frequent classes (`frequency`).
+        max_dets: how many of an image's detections count; COCO's are 1, 10, 100 (keypoints: 20).
+        iou_thresholds: of a match; COCO's are 0.5, 0.55, ..., 0.95.
+        area_ranges: from and to, pixels, by a name; COCO's are small, medium and large. "all" is always there.
+        keypoint_sigmas: how exactly each keypoint can be placed, as a share of the object's size. Left out: COCO's for a
+            person's 17, else 0.05 for each.
+    """
+
+    style: Literal["coco", "lvis"] = "coco"
+    max_dets: tuple[int, ...] | None = None
+    iou_thresholds: tuple[float, ...] | None = None
+    area_ranges: Mapping[str, tuple[float, float]] | None = None
+    keypoint_sigmas: tuple[float, ...] | None = None
+
+    @property
+    def is_standard(self) -> bool:
+        """Whether the numbers are those everyone publishes."""
+        return self.max_dets is None and self.iou_thresholds is None and self.area_ranges is None
+
+    def set_hotcoco(self, params: Any, sigmas: np.ndarray | None) -> None:
+        """Put them into hotcoco's parameters."""
+        if self.max_dets is not None:
+            params.max_dets = sorted(self.max_dets)
+        if self.iou_thresholds is not None:
+            params.iou_thrs = sorted(self.iou_thresholds)
+        if self.area_ranges is not None:
+            params.area_rng, params.area_rng_lbl = self._areas()
+        if sigmas is not None:
+            params.kpt_oks_sigmas = sigmas.tolist()
+
+    def set_pycocotools(self, params: Any, sigmas: np.ndarray | None) -> None:
+        """Put them into pycocotools' parameters."""
+        if self.max_dets is not None:
+            params.maxDets = sorted(self.max_dets)
+        if self.iou_thresholds is not None:
+            params.iouThrs = np.array(sorted(self.iou_thresholds))
+        if self.area_ranges is not None:
+            params.areaRng, params.areaRngLbl = self._areas()
+        if sigmas is not None:
+            params.kpt_oks_sigmas = sigmas
+
+    def _areas(self) -> tuple[list[list[float]], list[str]]:
+        ranges = self.area_ranges or {}
+        return [[0, 1e10], *(list(limits) for limits in ranges.values())], ["all", *ranges]
 
 
 @dataclass(frozen=True)
@@ -38,6 +91,8 @@ class CocoScore(Score):
 
     def lines(self) -> list[str]:
         """The numbers as COCO's tools print them."""
+        if not set(self.stats) <= {*_BOX_STATS, *_KEYPOINT_STATS}:  # LVIS's, or over other IoUs and areas
+            return [f" {name:<12} {value:0.3f}" for name, value in self.stats.items()]
         return [_summary_line(name, value, self.kind) for name, value in self.stats.items()]
 
 
@@ -45,7 +100,7 @@ def load_ground_truth(path: str | Path) -> dict[str, Any]:
     """A COCO annotation file with the fields the scorers read filled in: `iscrowd`, `area`, `segmentation`.
 
     Raises:
-        UserError: as `engine.data.annotations.read_coco_json`.
+        UserError: as `engine.data.coco_json.read_coco_json`.
     """
     content = read_coco_json(path)
     sizes = {image["id"]: (image["height"], image["width"]) for image in content["images"]}
@@ -76,7 +131,7 @@ def score_results(
     *,
     iou_type: IouType,
     backend: Backend = "hotcoco",
-    keypoint_sigmas: Sequence[float] | None = None,
+    options: ScoreOptions | None = None,
 ) -> CocoScore:
     """Score COCO results against the ground truth.
 
@@ -86,40 +141,81 @@ def score_results(
             `bbox` out: COCO's tools would sort objects into sizes by their boxes.
         iou_type: bbox, segm or keypoints.
         backend: hotcoco, or pycocotools, the reference, slower by a factor of a hundred.
-        keypoint_sigmas: how exactly each keypoint can be placed, as a share of the object's size. Left out: COCO's for a
-            person's 17, else 0.05 for each.
+        options: what is scored, where it is not what COCO scores.
 
     Raises:
-        UserError: another number of sigmas is given than there are keypoints, or classes differ in their number of keypoints.
+        UserError: the options do not fit the annotations or the backend, or classes differ in their number of keypoints.
     """
+    options = options or ScoreOptions()
     sigmas = None
     if iou_type == "keypoints":
-        ground_truth = _with_keypoints(ground_truth)
-        sigmas = _sigmas(ground_truth, keypoint_sigmas)
+        ground_truth = keypoint_truth(ground_truth)
+        sigmas = sigmas_of(ground_truth, options.keypoint_sigmas)
+    if backend == "pycocotools" and options.style == "lvis":
+        raise UserError("pycocotools does not score LVIS: use eval.backend=hotcoco.")
     run = _run_hotcoco if backend == "hotcoco" else _run_pycocotools
-    precision, stats = run(ground_truth, results, iou_type, sigmas)
-    # precision: (IoU thresholds, recall points, classes, areas, numbers of detections), -1 for a class that does not occur.
+    precision, recall, stats = run(ground_truth, results, iou_type, options, sigmas)
+    return scores_of(precision, recall, stats, categories=ground_truth["categories"], iou_type=iou_type, options=options)
+
+
+def scores_of(
+    precision: np.ndarray,
+    recall: np.ndarray,
+    stats: np.ndarray,
+    *,
+    categories: Sequence[dict[str, Any]],
+    iou_type: IouType,
+    options: ScoreOptions,
+) -> CocoScore:
+    """The score of what a scorer has accumulated.
+
+    Args:
+        precision: (IoU thresholds, recall points, classes, areas, numbers of detections), -1 for a class that does not occur.
+        recall: (IoU thresholds, classes, areas, numbers of detections).
+        stats: the scorer's own summary, which is taken where COCO's numbers are asked for.
+    """
     per_class = {}
-    for k, category in enumerate(sorted(ground_truth["categories"], key=lambda c: c["id"])):
-        values = precision[:, :, k, 0, -1]
-        values = values[values > -1]
+    for k, category in enumerate(sorted(categories, key=lambda c: c["id"])):
         name = str(category["name"])
-        per_class[name if name not in per_class else f"{name} (id {category['id']})"] = (
-            float(values.mean()) if values.size else -1.0
-        )
-    names = _KEYPOINT_STATS if iou_type == "keypoints" else _BOX_STATS
-    named = dict(zip(names, (float(value) for value in stats), strict=True))
+        name = name if name not in per_class else f"{name} (id {category['id']})"
+        per_class[name] = _mean(precision[:, :, k, 0, -1])
+    if options.is_standard:
+        names = _LVIS_STATS if options.style == "lvis" else _KEYPOINT_STATS if iou_type == "keypoints" else _BOX_STATS
+        named = dict(zip(names, (float(value) for value in stats), strict=True))
+    else:
+        named = _custom_stats(precision, recall, iou_type, options)
     return CocoScore(kind=iou_type, measure="AP", stats=named, per_class=per_class)
 
 
-def _with_keypoints(truth: dict[str, Any]) -> dict[str, Any]:
+def _custom_stats(precision: np.ndarray, recall: np.ndarray, iou_type: IouType, options: ScoreOptions) -> dict[str, float]:
+    """AP over all and over each area and at each IoU that was asked for, AR for each number of detections and each area."""
+    usual_areas = ("medium", "large") if iou_type == "keypoints" else ("small", "medium", "large")
+    areas = list(options.area_ranges or usual_areas)
+    usual_most = (300,) if options.style == "lvis" else (20,) if iou_type == "keypoints" else (1, 10, 100)
+    most = sorted(options.max_dets or usual_most)
+    thresholds = sorted(options.iou_thresholds or np.linspace(0.5, 0.95, 10).tolist())
+    stats = {"AP": _mean(precision[:, :, :, 0, -1])}
+    at = thresholds if options.iou_thresholds else [t for t in thresholds if round(t, 2) in (0.5, 0.75)]
+    stats |= {f"AP{round(t * 100, 1):g}": _mean(precision[thresholds.index(t), :, :, 0, -1]) for t in at}
+    stats |= {f"AP_{name}": _mean(precision[:, :, :, i, -1]) for i, name in enumerate(areas, start=1)}
+    stats |= {f"AR{count}": _mean(recall[:, :, 0, i]) for i, count in enumerate(most)}
+    return stats | {f"AR_{name}": _mean(recall[:, :, i, -1]) for i, name in enumerate(areas, start=1)}
+
+
+def _mean(values: np.ndarray) -> float:
+    """The mean of what is there, -1 for nothing, as COCO's tools have it."""
+    values = values[values > -1]
+    return float(values.mean()) if values.size else -1.0
+
+
+def keypoint_truth(truth: dict[str, Any]) -> dict[str, Any]:
     """The ground truth of the classes that have keypoints: the scorers need them on every object."""
     kept = [category for category in truth["categories"] if category.get("keypoints")] or truth["categories"]
     ids = {category["id"] for category in kept}
     return {**truth, "categories": kept, "annotations": [a for a in truth["annotations"] if a["category_id"] in ids]}
 
 
-def _sigmas(truth: dict[str, Any], given: Sequence[float] | None) -> np.ndarray:
+def sigmas_of(truth: dict[str, Any], given: Sequence[float] | None) -> np.ndarray:
     counts = {len(annotation["keypoints"]) // 3 for annotation in truth["annotations"] if annotation.get("keypoints")}
     if len(counts) > 1:
         raise UserError(
@@ -132,26 +228,38 @@ def _sigmas(truth: dict[str, Any], given: Sequence[float] | None) -> np.ndarray:
 
 
 def _run_hotcoco(
-    truth: dict[str, Any], results: Sequence[dict[str, Any]], iou_type: IouType, sigmas: np.ndarray | None
-) -> tuple[np.ndarray, Any]:
+    truth: dict[str, Any],
+    results: Sequence[dict[str, Any]],
+    iou_type: IouType,
+    options: ScoreOptions,
+    sigmas: np.ndarray | None,
+) -> tuple[np.ndarray, np.ndarray, Any]:
     import hotcoco
 
     with _hush_pycocotools():
         ground_truth = hotcoco.COCO(truth)
-        evaluator = hotcoco.COCOeval(ground_truth, ground_truth.load_res(list(results)), iou_type)
-        if sigmas is not None:
-            evaluator.params.kpt_oks_sigmas = sigmas.tolist()
+        detections = ground_truth.load_res(list(results))
+        evaluator = (
+            hotcoco.LVISeval(ground_truth, detections, iou_type)
+            if options.style == "lvis"
+            else hotcoco.COCOeval(ground_truth, detections, iou_type)
+        )
+        options.set_hotcoco(evaluator.params, sigmas)
         evaluator.evaluate()
         evaluator.accumulate()
         evaluator.summary_lines()  # computes the stats
     accumulated = evaluator.eval
     assert accumulated is not None
-    return accumulated["precision"], evaluator.stats
+    return accumulated["precision"], accumulated["recall"], evaluator.stats
 
 
 def _run_pycocotools(
-    truth: dict[str, Any], results: Sequence[dict[str, Any]], iou_type: IouType, sigmas: np.ndarray | None
-) -> tuple[np.ndarray, Any]:
+    truth: dict[str, Any],
+    results: Sequence[dict[str, Any]],
+    iou_type: IouType,
+    options: ScoreOptions,
+    sigmas: np.ndarray | None,
+) -> tuple[np.ndarray, np.ndarray, Any]:
     from pycocotools.coco import COCO
     from pycocotools.cocoeval import COCOeval
 
@@ -167,12 +275,12 @@ def _run_pycocotools(
             detections.dataset = {**truth, "annotations": []}
             detections.createIndex()
         evaluator = COCOeval(ground_truth, detections, iou_type)
-        if sigmas is not None:
-            evaluator.params.kpt_oks_sigmas = sigmas
+        options.set_pycocotools(evaluator.params, sigmas)
         evaluator.evaluate()
         evaluator.accumulate()
-        evaluator.summarize()
-    return evaluator.eval["precision"], evaluator.stats
+        if options.is_standard:  # it cannot sum up anything else
+            evaluator.summarize()
+    return evaluator.eval["precision"], evaluator.eval["recall"], evaluator.stats
 
 
 @contextlib.contextmanager

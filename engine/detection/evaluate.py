@@ -9,71 +9,90 @@ from engine.data.dataset import CocoDataset
 from engine.detection.coco_eval import Backend, CocoScore, IouType, load_ground_truth, score_results
 from engine.detection.config import DetectionEvalConfig
 from engine.detection.pictures import draw_predictions
-from engine.detection.results import check_results, read_results, rows_of_type, to_rows
+from engine.detection.results import Detections, check_results, read_results, rows_of_type, to_detections
+from engine.detection.streaming import GroundTruth, StreamingScorer
 from engine.files import make_folder
 from engine.job import Evaluation
 
 Rows = list[dict[str, Any]]
+Part = tuple[dict[int, Detections], dict[IouType, bytes]]
 
 
 class DetectionEvaluation(Evaluation):
-    """Collects COCO results rows, in each image's own pixels.
+    """Keeps what is detected, in each image's own pixels, and matches it with the truth image by image.
 
     Args:
         dataset: the validation set.
+        truth: its annotations, for the scorer.
         iou_types: what the predictions are scored as.
         config: the scorer, and what is drawn.
+
+    Raises:
+        UserError: the scorer's options do not fit the annotations.
     """
 
-    def __init__(self, dataset: CocoDataset, *, iou_types: Sequence[IouType], config: DetectionEvalConfig) -> None:
+    def __init__(
+        self, dataset: CocoDataset, *, truth: GroundTruth, iou_types: Sequence[IouType], config: DetectionEvalConfig
+    ) -> None:
         self.dataset = dataset
+        self.truth = truth
         self.iou_types = iou_types
         self.config = config
-        self._rows: dict[int, Rows] = {}
+        self._detections: dict[int, Detections] = {}
+        self._scorers: dict[IouType, StreamingScorer] = {}
+        if config.backend == "hotcoco":
+            options = config.score_options()
+            self._scorers = {t: StreamingScorer(truth, iou_type=t, options=options) for t in iou_types}
 
     @property
     def rows(self) -> Rows:
-        """The rows in the data set's order."""
-        return [row for image_id in self.dataset.annotations.image_ids.tolist() for row in self._rows.get(image_id, [])]
+        """COCO results rows in the data set's order."""
+        return [row for image_id in self.dataset.annotations.image_ids.tolist() for row in self._rows(image_id)]
+
+    def _rows(self, image_id: int) -> Rows:
+        found = self._detections.get(image_id)
+        return [] if found is None else found.rows(image_id, self.dataset.categories)
 
     def add(self, target: dict[str, Any], prediction: Any) -> None:
-        """Take torchvision's dict of one image."""
+        """Take what is detected in an image: `Detections`, or torchvision's dict."""
         image_id = int(target["image_id"])
-        self._rows[image_id] = to_rows(image_id, prediction, self.dataset.categories)
+        found = prediction if isinstance(prediction, Detections) else to_detections(prediction)
+        self._detections[image_id] = found
+        rows = self._rows(image_id)
+        for iou_type, scorer in self._scorers.items():
+            scorer.add(image_id, rows_of_type(rows, iou_type))
 
-    def collected(self) -> dict[int, Rows]:
-        """The rows of each image."""
-        return self._rows
+    def collected(self) -> Part:
+        """What this process has detected and matched."""
+        return self._detections, {iou_type: scorer.state() for iou_type, scorer in self._scorers.items()}
 
-    def merge(self, parts: Sequence[dict[int, Rows]]) -> None:
-        """Take the rows of all processes."""
-        self._rows = {image_id: rows for part in parts for image_id, rows in part.items()}
+    def merge(self, parts: Sequence[Part]) -> None:
+        """Take the parts of all processes."""
+        self._detections = {image_id: found for detections, _ in parts for image_id, found in detections.items()}
+        for iou_type, scorer in self._scorers.items():
+            scorer.merge([states[iou_type] for _, states in parts])
 
     def score(self, output_dir: Path | None = None) -> list[CocoScore]:  # type: ignore[override]
         """COCO's numbers, boxes first.
 
         Written: `bbox_results.json`, `segm_results.json`, `keypoints_results.json` in COCO's results format, and `scores.json`:
         the numbers, and the AP of each class.
-
-        Raises:
-            UserError: another number of keypoint sigmas is configured than there are keypoints.
         """
-        ground_truth = load_ground_truth(self.dataset.annotations.path)
+        rows = self.rows if output_dir is not None or not self._scorers else []
         if output_dir is not None:
             make_folder(output_dir)
         scores = []
         for iou_type in self.iou_types:
-            results = rows_of_type(self.rows, iou_type)
+            results = rows_of_type(rows, iou_type)
             if output_dir is not None:
                 (output_dir / f"{iou_type}_results.json").write_text(json.dumps(results))
-            score = score_results(
-                ground_truth,
-                results,
-                iou_type=iou_type,
-                backend=self.config.backend,
-                keypoint_sigmas=self.config.keypoint_sigmas,
-            )
-            scores.append(score)
+            if iou_type in self._scorers:
+                scores.append(self._scorers[iou_type].score())
+            else:
+                options = self.config.score_options()
+                scores.append(
+                    score_results(self.truth.content, results, iou_type=iou_type, backend=self.config.backend, options=options)
+                )
         if output_dir is not None:
             content = {score.kind: {"stats": score.stats, "per_class": score.per_class} for score in scores}
             (output_dir / "scores.json").write_text(json.dumps({"backend": self.config.backend, **content}, indent=2))

@@ -13,17 +13,20 @@ from engine.data.dataset import CocoDataset
 from engine.detection.build import build_model, build_training_set, build_validation_set, evaluation_size, iou_types
 from engine.detection.config import DetectionConfig
 from engine.detection.evaluate import DetectionEvaluation
-from engine.detection.results import to_rows
+from engine.detection.results import to_detections, to_rows
+from engine.detection.streaming import GroundTruth
 from engine.detection.weights import load_detector_weights
 from engine.distributed import World
 from engine.draw import draw_instances, save_picture
 from engine.job import Job
+from heads.transform import DetectionTransform
 
 
 class DetectionJob(Job[DetectionConfig]):
     """Boxes, and what besides them the head predicts, on data in COCO's format; scored with COCO's numbers."""
 
     config_class = DetectionConfig
+    _truth: GroundTruth | None = None  # read once, for all evaluations of a run
 
     def build_training_set(self, world: World | None = None) -> CocoDataset:
         """The augmented training set, with the masks or keypoints that the head is trained on."""
@@ -54,9 +57,24 @@ class DetectionJob(Job[DetectionConfig]):
         """torchvision's dicts, in each image's own pixels."""
         return model(images)
 
+    def predict_to_score(self, model: nn.Module, images: list[Tensor]) -> list[Any]:
+        """As `predict`, in little memory: masks are never pasted into whole images."""
+        transform = getattr(model, "transform", None)
+        if not isinstance(transform, DetectionTransform):
+            return [to_detections(prediction) for prediction in model(images)]
+        with transform.masks_as_predicted():
+            predictions = model(images)
+        return [
+            to_detections(prediction, size=(image.shape[-2], image.shape[-1]))
+            for image, prediction in zip(images, predictions, strict=True)
+        ]
+
     def start_evaluation(self, dataset: CocoDataset) -> DetectionEvaluation:
         """Scored as the head's kinds of result."""
-        return DetectionEvaluation(dataset, iou_types=iou_types(self.config), config=self.config.eval)
+        path = dataset.annotations.path
+        if self._truth is None or self._truth.path != path:
+            self._truth = GroundTruth(path)
+        return DetectionEvaluation(dataset, truth=self._truth, iou_types=iou_types(self.config), config=self.config.eval)
 
     def describe(self, training_set: CocoDataset, validation_set: CocoDataset) -> list[str]:
         """Head and backbone, counts, and what was left out."""

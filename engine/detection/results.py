@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,30 +11,62 @@ from torch import Tensor
 
 from backbones.errors import UserError
 from engine.data.annotations import Category
-from engine.data.masks import encode_mask
+from engine.data.masks import encode_mask, encode_part
+from heads.mask_paste import mask_parts
+
+
+@dataclass(frozen=True, slots=True)
+class Detections:
+    """What a detector says of an image, in little memory: masks are run lengths."""
+
+    boxes: np.ndarray  # (N, 4) float32, xyxy pixels
+    labels: np.ndarray  # (N,) int64, from 1
+    scores: np.ndarray  # (N,) float32
+    masks: list[dict[str, Any]] | None = None  # (N,) compressed RLE
+    keypoints: np.ndarray | None = None  # (N, K, 3) float32
+
+    def rows(self, image_id: int, categories: Sequence[Category]) -> list[dict[str, Any]]:
+        """A row of COCO's results format for each object, with the data set's own category ids."""
+        boxes = self.boxes.astype(np.float64)
+        boxes[:, 2:] -= boxes[:, :2]  # xyxy -> xywh
+        rows: list[dict[str, Any]] = [
+            {"image_id": image_id, "category_id": categories[label - 1].id, "bbox": box, "score": score}
+            for box, label, score in zip(boxes.tolist(), self.labels.tolist(), self.scores.tolist(), strict=True)
+        ]
+        for row, mask in zip(rows, self.masks or (), strict=False):
+            row["segmentation"] = mask
+        if self.keypoints is not None:
+            for row, points, label in zip(rows, self.keypoints.tolist(), self.labels.tolist(), strict=True):
+                count = len(categories[label - 1].keypoints)
+                row["keypoints"] = [number for point in points[:count] for number in point]
+        return rows
+
+
+def to_detections(prediction: dict[str, Tensor], *, size: tuple[int, int] | None = None) -> Detections:
+    """A prediction of torchvision's kind in little memory.
+
+    Takes boxes (N, 4) xyxy pixels, labels (N,), scores (N,), and perhaps keypoints (N, K, 3) and masks of probabilities, cut at
+    0.5: (N, 1, H, W), or, with the image's `size` (H, W), as the head predicts them, (N, 1, M, M) of their boxes.
+    """
+    columns = {key: value.detach().cpu() for key, value in prediction.items()}
+    masks = None
+    if "masks" in columns and size is not None:
+        parts = mask_parts(columns["masks"].float(), columns["boxes"], size)
+        masks = [encode_part((part > 0.5).numpy(), top, left, size) for top, left, part in parts]
+    elif "masks" in columns:
+        masks = [encode_mask((mask[0] > 0.5).byte().numpy()) for mask in columns["masks"]]
+    return Detections(
+        boxes=columns["boxes"].float().numpy(),
+        labels=columns["labels"].numpy(),
+        scores=columns["scores"].float().numpy(),
+        masks=masks,
+        keypoints=columns["keypoints"].float().numpy() if "keypoints" in columns else None,
+    )
 
 
 def to_rows(image_id: int, prediction: dict[str, Tensor], categories: Sequence[Category]) -> list[dict[str, Any]]:
-    """A prediction of torchvision's kind -> a row for each object, with the data set's own category ids.
-
-    Takes boxes (N, 4) xyxy pixels, labels (N,), scores (N,), and perhaps masks (N, 1, H, W) of probabilities, cut at 0.5, and
-    keypoints (N, K, 3), of which an object has as many as its category.
-    """
-    boxes = prediction["boxes"].double().cpu()
-    boxes[:, 2:] -= boxes[:, :2]  # xyxy -> xywh
-    rows = [
-        {"image_id": image_id, "category_id": categories[label - 1].id, "bbox": box, "score": score}
-        for box, label, score in zip(boxes.tolist(), prediction["labels"].tolist(), prediction["scores"].tolist(), strict=True)
-    ]
-    if "masks" in prediction:
-        masks = (prediction["masks"][:, 0] > 0.5).byte().cpu().numpy()
-        for row, mask in zip(rows, masks, strict=True):
-            row["segmentation"] = encode_mask(mask)
-    if "keypoints" in prediction:
-        for row, points, label in zip(rows, prediction["keypoints"].tolist(), prediction["labels"].tolist(), strict=True):
-            count = len(categories[label - 1].keypoints)
-            row["keypoints"] = [number for point in points[:count] for number in point]
-    return rows
+    """A prediction of torchvision's kind, masks (N, 1, H, W), -> a row of COCO's results format for each object."""
+    return to_detections(prediction).rows(image_id, categories)
 
 
 FIELDS = {"bbox": "bbox", "segm": "segmentation", "keypoints": "keypoints"}  # what a row of each type holds
