@@ -2,8 +2,8 @@
 
 python benchmarks/loading.py --images data/train --annotations data/instances_train.json -o benchmarks/results/loading.json
 
-torchvision's is that of its references/detection: `CocoDetection` wrapped for v2, `RandomHorizontalFlip` and `RandomShortestSize` with
-the same sides, on tensors. Ours resizes with the same bounds and flips as often.
+torchvision's is that of its references/detection: `CocoDetection` wrapped for v2, `RandomHorizontalFlip` and
+`RandomShortestSize` with the same sides, on tensors. Ours resizes with the same bounds and flips as often.
 """
 
 import argparse

@@ -28,9 +28,9 @@ def crowds(instances: Instances) -> np.ndarray:
     return instances["iscrowd"] > 0 if "iscrowd" in instances else np.zeros(len(instances["boxes"]), bool)
 
 
-def mask_areas(masks: np.ndarray) -> np.ndarray:
-    """Pixels of each mask, (N,) float32."""
-    return masks.sum(axis=(1, 2), dtype=np.int64).astype(np.float32)
+def mask_areas(masks: Sequence[np.ndarray] | np.ndarray) -> np.ndarray:
+    """Pixels of each mask, (N,) float32; masks are (H, W) uint8."""
+    return np.array([cv2.countNonZero(mask) if mask.size else 0 for mask in masks], np.float32)
 
 
 def box_areas(boxes: np.ndarray) -> np.ndarray:

@@ -148,18 +148,24 @@ class _Transforms:
         kept = has_sides(new_boxes)  # what is left of a box stays an object while it is a pixel wide and high
         rows, new_boxes = rows[kept], new_boxes[kept]
         if has_masks:
-            masks = np.asarray(out["masks"])[rows] if len(rows) else np.zeros((0, height, width), np.uint8)
-            visible = masks.any(axis=(1, 2))
-            rows, new_boxes, masks = rows[visible], new_boxes[visible], masks[visible]
+            masks = out["masks"] if len(rows) else ()
+            areas = mask_areas([masks[row] for row in rows])
+            visible = areas > 0
+            rows, new_boxes, areas = rows[visible], new_boxes[visible], areas[visible]
+            # Masks are most of a sample's memory: they are copied once, where any of them goes.
+            whole = isinstance(masks, np.ndarray) and np.array_equal(rows, np.arange(len(masks)))
+            kept_masks = masks if whole else np.array([masks[row] for row in rows], np.uint8).reshape(-1, height, width)
         columns = {key: value[rows] for key, value in instances.items() if key not in ("boxes", "masks")}
         if self._mirrored is not None:
             moved = np.asarray(out["keypoints"], np.float32).reshape(-1, 2)
             columns["keypoints"] = self._keypoints(moved, instances, height, width)[rows]
         columns["boxes"] = new_boxes
         if has_masks:
-            columns["masks"] = masks
-        if "area" in columns:
-            columns["area"] = self._areas(columns, boxes[rows])
+            columns["masks"] = kept_masks
+        if "area" in columns and has_masks:
+            columns["area"] = areas
+        elif "area" in columns:
+            columns["area"] = columns["area"] * box_areas(new_boxes) / np.maximum(box_areas(boxes[rows]), 1e-6)
         return out["image"], columns
 
     def _keypoints(self, moved: np.ndarray, instances: Instances, height: int, width: int) -> np.ndarray:
@@ -173,12 +179,6 @@ class _Transforms:
         x, y, visibility = keypoints[..., 0], keypoints[..., 1], keypoints[..., 2]
         inside = (visibility > 0) & (x >= 0) & (x < width) & (y >= 0) & (y < height)
         return keypoints * inside[..., None]
-
-    @staticmethod
-    def _areas(columns: Instances, boxes_before: np.ndarray) -> np.ndarray:
-        if "masks" in columns:
-            return mask_areas(columns["masks"])
-        return columns["area"] * box_areas(columns["boxes"]) / np.maximum(box_areas(boxes_before), 1e-6)
 
 
 def _derived(seed: int, number: int) -> int:
