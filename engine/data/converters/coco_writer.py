@@ -232,10 +232,14 @@ def data_arguments(split: Literal["train", "val"] | str, images: Path, annotatio
 def _as_yaml(text: str) -> str:
     """A text so that YAML, as which the value of an override is read, gives it back."""
     try:
-        plain = yaml.safe_load(text) == text
-    except yaml.YAMLError:
+        float(text)  # 1e3 is a text in PyYAML, and a number in our configs
         plain = False
-    return text if plain else json.dumps(text)
+    except ValueError:
+        try:
+            plain = yaml.safe_load(text) == text
+        except yaml.YAMLError:
+            plain = False
+    return text if plain else yaml.safe_dump(text, allow_unicode=True, default_style='"', width=10**9).strip()
 
 
 def finite(text: str) -> float | None:

@@ -99,9 +99,10 @@ def _by_image(root: Path) -> Iterator[tuple[Path, list[Path], bool]]:
 
 def _by_name(images: Path, masks: Path) -> Iterator[tuple[Path, list[Path], bool]]:
     """Images, what is named after them in the folder of masks, and whether that is a map; each mask must be of an image."""
-    unused = set(files_below(masks, MASK_SUFFIXES, what="masks"))
+    all_masks = set(files_below(masks, MASK_SUFFIXES, what="masks"))
+    unused = set(all_masks)
     for path in ImageFinder(images).paths:
-        if path in unused:  # the folder of masks lies within that of images
+        if path in all_masks:  # the folder of masks lies within that of images
             continue
         place = masks / path.relative_to(images).with_suffix("")
         if not place.is_dir() and not any(place.with_name(place.name + suffix).is_file() for suffix in MASK_SUFFIXES):
