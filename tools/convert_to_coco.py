@@ -42,7 +42,7 @@ def main() -> None:
     args = parser.parse_args()
     own = {"voc": {"list", "difficult", "zero_based"}, "masks": {"values", "ignore_value"}}
     for name in sorted(set().union(*own.values()) - own.get(args.format, set())):
-        if getattr(args, name) not in (None, False):
+        if getattr(args, name) != parser.get_default(name):
             parser.error(f"--{name.replace('_', '-')} is no option of {args.format}")
 
     # Imported here, for torch takes seconds to load and --help needs none of it.

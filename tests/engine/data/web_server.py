@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -18,6 +19,7 @@ class WebServer:
     with_etag: bool = True
     honours_if_range: bool = True
     breaks_after: list[int] = field(default_factory=list)  # for each answer with a body in turn: bytes until it breaks off
+    seconds_a_piece: float = 0.0  # waited after each half megabyte
     answers: list[int] = field(default_factory=list)  # for each request in turn: a status in place of the file
     requests: list[tuple[str, str, str | None]] = field(default_factory=list)  # method, path, Range
 
@@ -66,7 +68,13 @@ def serve(files: dict[str, bytes]) -> Iterator[WebServer]:
             self.end_headers()
             if with_body and start < len(body):
                 stop = start + state.breaks_after.pop(0) if state.breaks_after else len(body)
-                self.wfile.write(body[start:stop])
+                self._send(body[start:stop])
+
+        def _send(self, body: bytes) -> None:
+            with contextlib.suppress(ConnectionError):  # the other side may be killed
+                for place in range(0, len(body), 1 << 19):
+                    self.wfile.write(body[place : place + (1 << 19)])
+                    time.sleep(state.seconds_a_piece)
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     server.daemon_threads = True
