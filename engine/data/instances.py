@@ -45,11 +45,8 @@ def has_sides(boxes: np.ndarray) -> np.ndarray:
 
 def mask_boxes(masks: np.ndarray) -> np.ndarray:
     """The extent of each mask, (N, 4) float32 xyxy pixels; zeros where it is empty."""
-    boxes = np.zeros((len(masks), 4), np.float32)
-    for box, mask in zip(boxes, masks, strict=True):
-        columns, rows = np.flatnonzero(mask.any(axis=0)), np.flatnonzero(mask.any(axis=1))
-        if len(columns):
-            box[:] = columns[0], rows[0], columns[-1] + 1, rows[-1] + 1
+    boxes = np.array([cv2.boundingRect(mask) for mask in masks], np.float32).reshape(-1, 4)
+    boxes[:, 2:] += boxes[:, :2]
     return boxes
 
 
@@ -117,11 +114,12 @@ def transfer(
 
 def refreshed(instances: Instances) -> Instances:
     """Boxes and areas made to fit masks that have lost pixels; rows whose mask is empty are gone."""
-    visible: np.ndarray = np.logical_or.reduce(instances["masks"], axis=(1, 2))
-    rows = take(instances, visible)
+    areas = mask_areas(instances["masks"])
+    visible = areas > 0
+    rows = dict(instances) if visible.all() else take(instances, visible)  # masks are large: copied only where one goes
     rows["boxes"] = tight_boxes(rows)
     if "area" in rows:
-        rows["area"] = mask_areas(rows["masks"])
+        rows["area"] = areas[visible]
     return rows
 
 

@@ -62,6 +62,11 @@ class DetectionDataConfig(DataConfig):
     train: DataSource
     """{images: FOLDER, annotations: FILE} in COCO's format, or the name of an embedded set: shapes."""
     val: DataSource
+    classes: Annotated[list[str], Field(min_length=1)] | None = None
+    """Names of the categories to train on and to be scored on, such as [person, car]; what the others cover is background.
+    Left out: all."""
+    drop_empty_images: bool = False
+    """Whether to leave out training images without an object of these classes. They teach what is background."""
     min_size: PositiveInt | Annotated[list[PositiveInt], Field(min_length=1)] = 800
     """The shorter side of an image, pixels; a list is drawn from in training, its largest is used in evaluation."""
     max_size: PositiveInt = 1333

@@ -71,9 +71,9 @@ class DetectionJob(Job[DetectionConfig]):
 
     def start_evaluation(self, dataset: CocoDataset) -> DetectionEvaluation:
         """Scored as the head's kinds of result."""
-        path = dataset.annotations.path
-        if self._truth is None or self._truth.path != path:
-            self._truth = GroundTruth(path)
+        truth = GroundTruth(dataset.annotations.path, frozenset(category.id for category in dataset.categories))
+        if self._truth != truth:
+            self._truth = truth
         return DetectionEvaluation(dataset, truth=self._truth, iou_types=iou_types(self.config), config=self.config.eval)
 
     def describe(self, training_set: CocoDataset, validation_set: CocoDataset) -> list[str]:

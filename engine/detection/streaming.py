@@ -18,6 +18,7 @@ class GroundTruth:
     """A COCO annotation file as the scorers read it, loaded when it is first asked for."""
 
     path: Path
+    category_ids: frozenset[int] | None = None  # of the classes that are scored; None: all
 
     @cached_property
     def content(self) -> dict[str, Any]:
@@ -26,7 +27,13 @@ class GroundTruth:
         Raises:
             UserError: it is malformed.
         """
-        return load_ground_truth(self.path)
+        content = load_ground_truth(self.path)
+        if self.category_ids is None or self.category_ids >= {category["id"] for category in content["categories"]}:
+            return content
+        return content | {
+            "categories": [category for category in content["categories"] if category["id"] in self.category_ids],
+            "annotations": [entry for entry in content["annotations"] if entry["category_id"] in self.category_ids],
+        }
 
     @cached_property
     def images(self) -> dict[int, dict[str, Any]]:

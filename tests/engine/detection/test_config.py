@@ -73,6 +73,10 @@ BAD_VALUES = {
     "data__train": [3, None, {}, {"images": "a"}, {"images": 1, "annotations": "b"}, "shapse"],
     "data__augmentations": ["horizontal_flip", ["horizontal_flip"], [{"p": 0.5}], None],
     "data__aspect_ratio_grouping": [1, "yes"],
+    "data__classes": [[], "person", [3], {"person": 1}],
+    "data__drop_empty_images": ["no", 0],
+    "data__sampling": ["repeat_factor", True, {"name": "uniform"}],
+    "data__sampling__threshold": [0.0, -0.1, 1.5, "0.001"],
     "model__pyramid__out_channels": [0, "256"],
     "model__pyramid__extra_level": ["p6"],
     "model__pyramid__norm": ["frozen_bn"],
@@ -95,6 +99,20 @@ def test_a_bad_value_is_refused(key, value):
 def test_an_unknown_key_is_refused(key):
     with pytest.raises(ValidationError, match="Extra inputs are not permitted"):
         validate(**{key: 1})
+
+
+def test_every_image_comes_once_unless_a_sampling_is_given():
+    assert validate().data.sampling is None
+    assert validate(data__sampling={"name": "repeat_factor"}).data.sampling.threshold == 0.001
+    assert validate(data__sampling__threshold=0.01).data.sampling.name == "repeat_factor"
+
+
+@pytest.mark.parametrize("name", ["mosaic", "random_crop"])
+def test_what_changes_the_size_comes_before_what_sets_it(name):
+    jitter = {"name": "large_scale_jitter"}
+    assert validate(data__augmentations=[{"name": name}, jitter, {"name": "copy_paste"}])
+    with pytest.raises(ValidationError, match=f"large_scale_jitter brings images to their size.* put {name} before it"):
+        validate(data__augmentations=[jitter, {"name": "horizontal_flip"}, {"name": name}])
 
 
 @pytest.mark.parametrize("key", ["train", "val"])
@@ -142,6 +160,11 @@ def test_options_are_kept_for_what_they_are_meant_for():
         ("model__backbone__stride_in_1x1", "yes", "'stride_in_1x1' is 'yes'"),
         ("data__augmentations", [{"name": "color_jitter", "hue": "little"}], "'hue' is 'little'"),
         ("data__augmentations", [{"name": "horizontal_flip", "prob": 0.5}], "has no option 'prob'."),
+        ("data__augmentations", [{"name": "copypaste"}], "There is no augmentation 'copypaste'. Did you mean 'copy_paste'?"),
+        ("data__augmentations", [{"name": "copy_paste", "max_object": 3}], "Did you mean 'max_objects'?"),
+        ("data__augmentations", [{"name": "copy_paste", "max_objects": 2.5}], "'max_objects' is 2.5"),
+        ("data__augmentations", [{"name": "mosaic", "size": "640"}], "'size' is '640'"),
+        ("data__augmentations", [{"name": "random_crop", "keep_object": 1}], "'keep_object' is 1"),
     ],
 )
 def test_a_wrong_name_option_or_type_is_named(key, value, message):
