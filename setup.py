@@ -33,6 +33,7 @@ setup(
         "pycocotools>=2.0.8",
         "albumentations==2.0.8",
         "hotcoco>=1.3",
+        "msgspec>=0.18.6",
         "numpy>=1.26",
         "opencv-python-headless>=4.9",
         "pillow>=10.1",

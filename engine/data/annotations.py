@@ -1,16 +1,21 @@
-"""A COCO annotation file, checked and turned into columns."""
+"""A COCO annotation file, checked and turned into columns, which all processes share."""
 
-import json
-import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from backbones.errors import UserError
-from engine.data.keypoints import keypoint_names, keypoints_of, mirrored
-from engine.data.masks import has_mask, mask_area, to_rle
+from engine.data.coco_json import check_entries, clip_boxes, has_extent, object_area, read_carefully
+from engine.data.coco_text import CocoText, parse
+from engine.data.keypoints import keypoint_names, mirrored
+from engine.data.ragged import Ragged
+from engine.data.segmentations import Segmentations
+from engine.data.store import Store, Table, load_table, reopen
+
+VERSION = 1  # of the columns: raise it when other ones are made of the same file, and stores of it are made anew
+STORED_FROM = 4_000_000  # bytes: a smaller file is read as quickly as its store would be, and leaves none beside it
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,12 +29,16 @@ class Category:
 
 @dataclass(frozen=True)
 class Annotations:
-    """Images and instances of a COCO file. Rows of image i are `offsets[i]:offsets[i + 1]`."""
+    """Images and instances of a COCO file. Rows of image i are `offsets[i]:offsets[i + 1]`.
+
+    Columns of a large file are mapped from its store (`engine.data.store`), in memory once for all processes; they can only be
+    read. Nothing in here is a Python object for each row.
+    """
 
     path: Path
     categories: list[Category]
     image_ids: np.ndarray  # (I,) int64, in the file's order
-    file_names: list[str]
+    file_names: Ragged  # (I,) UTF-8; see `file_name`
     heights: np.ndarray  # (I,) int64, pixels
     widths: np.ndarray
     offsets: np.ndarray  # (I + 1,) int64
@@ -38,12 +47,18 @@ class Annotations:
     areas: np.ndarray  # (N,) float32, pixels
     iscrowd: np.ndarray  # (N,) int64
     annotation_ids: np.ndarray  # (N,) int64
-    segmentations: list[Any]  # (N,), as in the file
+    segmentations: Segmentations  # (N,); see `segmentation`
     keypoints: np.ndarray  # (N, K, 3) float32: x, y in pixels, visibility (0: not labelled); K is the most any class has
     num_dropped: int  # annotations left out because their box has no width or height within the image
+    has_masks: bool  # whether any object has a segmentation
+    store: Store | None = field(default=None, compare=False)  # where the columns are mapped from
 
     def __len__(self) -> int:
         return len(self.image_ids)
+
+    def __reduce__(self) -> str | tuple[Any, ...]:
+        # A process that does not share this one's memory maps the store itself, rather than being sent a copy.
+        return (_reopened, (self.path, self.store)) if self.store is not None else super().__reduce__()
 
     @property
     def class_names(self) -> list[str]:
@@ -63,175 +78,175 @@ class Annotations:
             table[label, : len(category.keypoints)] = mirrored(category.keypoints)
         return table
 
-    @property
-    def has_masks(self) -> bool:
-        """Whether any object has a segmentation."""
-        return any(has_mask(segmentation) for segmentation in self.segmentations)
+    def file_name(self, index: int) -> str:
+        """The name of image `index`, as in the file."""
+        return self.file_names[index].tobytes().decode("utf-8", "surrogatepass")
+
+    def segmentation(self, row: int) -> Any:
+        """The segmentation of a row, equal to what is in the file: polygons or RLE; [] where there is none."""
+        return self.segmentations[row]
 
 
-def read_coco_json(path: str | Path) -> dict[str, Any]:
-    """The content of a COCO annotation file, with its lists and their entries' fields seen to be there.
-
-    Raises:
-        UserError: the file is missing, is no JSON, or lacks a list or a field; the message names the entry.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise UserError(f"There is no annotation file at {path}.")
-    try:
-        content = json.loads(path.read_bytes())
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path}, line {error.lineno}, column {error.colno}: this is no JSON ({error.msg}).") from None
-    except UnicodeDecodeError:
-        raise UserError(f"{path} is no JSON: it is not text.") from None
-    required: dict[str, tuple[str, ...]] = {
-        "images": ("id", "file_name", "height", "width"),
-        "annotations": ("id", "image_id", "category_id", "bbox"),
-        "categories": ("id", "name"),
-    }
-    for name, fields in required.items():
-        entries = content.get(name) if isinstance(content, dict) else None
-        if not isinstance(entries, list):
-            raise UserError(f"{path} has no list {name!r}: a COCO instances file has images, annotations and categories.")
-        for i, entry in enumerate(entries):
-            if not isinstance(entry, dict):
-                raise UserError(f"{path}: {name}[{i}] is no object with fields but {entry!r:.60}.")
-            for field in fields:
-                if field not in entry:
-                    which = f"id {entry['id']}" if "id" in entry else f"number {i}"
-                    raise UserError(f"{path}: {name}[{i}] ({which}) has no {field!r}.")
-            for field in (f for f in fields if f.endswith("id") or f in ("height", "width")):
-                if not isinstance(entry[field], int) or isinstance(entry[field], bool):
-                    raise UserError(f"{path}: {name}[{i}] has {field} {entry[field]!r}, which is no whole number.")
-    for name in required:
-        seen: set[int] = set()
-        for entry in content[name]:
-            if entry["id"] in seen:
-                raise UserError(f"{path}: two of {name} have the id {entry['id']}. Ids must be unique.")
-            seen.add(entry["id"])
-    if not content["images"]:
-        raise UserError(f"{path} lists no images.")
-    if not content["categories"]:
-        raise UserError(f"{path} lists no categories: there is nothing to detect.")
-    return content
-
-
-def load_annotations(path: str | Path) -> Annotations:
-    """Read and check a COCO annotation file.
+def load_annotations(path: str | Path, *, stored_from: int = STORED_FROM) -> Annotations:
+    """Read and check a COCO annotation file, or map what an earlier call has made of it.
 
     Boxes are clipped to their image; those left without width or height are dropped, and counted. A missing `iscrowd` is 0, a
     missing `area` that of the mask, or of the box where there is none.
 
+    Args:
+        stored_from: the length, in bytes, from which on a file's columns are kept in a store.
+
     Raises:
-        UserError: as `read_coco_json`; also ids that name nothing, and boxes and masks that are malformed.
+        UserError: the file is missing, is no JSON, or lacks a list or a field; ids that are doubled or name nothing; boxes and
+            masks that are malformed. The message names the entry.
     """
-    content = read_coco_json(path)
-    categories = [
-        Category(c["id"], str(c["name"]), keypoint_names(c, str(path)))
-        for c in sorted(content["categories"], key=lambda c: c["id"])
-    ]
-    num_keypoints = max(len(category.keypoints) for category in categories)
-    label_of = {category.id: label for label, category in enumerate(categories, start=1)}
-    images = content["images"]
-    place_of = {image["id"]: place for place, image in enumerate(images)}
-    for image in images:
-        if image["height"] < 1 or image["width"] < 1:
-            raise UserError(f"{path}: image {image['id']} is {image['width']} x {image['height']} pixels.")
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"There is no annotation file at {path}.")
 
-    rows: list[list[tuple[Any, ...]]] = [[] for _ in images]
-    num_dropped = 0
-    for annotation in content["annotations"]:
-        where = f"{path}: annotation {annotation['id']}"
-        if annotation["image_id"] not in place_of:
-            raise UserError(f"{where} is of image {annotation['image_id']}, which `images` does not list.")
-        if annotation["category_id"] not in label_of:
-            raise UserError(f"{where} is of category {annotation['category_id']}, which `categories` does not list.")
-        place = place_of[annotation["image_id"]]
-        height, width = images[place]["height"], images[place]["width"]
-        x, y, w, h = check_box(annotation["bbox"], where)
-        box = np.array([max(x, 0.0), max(y, 0.0), min(x + w, width), min(y + h, height)], np.float32)
-        if box[2] <= box[0] or box[3] <= box[1]:
-            num_dropped += 1
-            continue
-        segmentation = annotation.get("segmentation") or []
-        check_segmentation(segmentation, where)
-        label, crowd = label_of[annotation["category_id"]], crowd_flag(annotation, where)
-        area = object_area(annotation, height, width, where)
-        points = keypoints_of(annotation, categories[label - 1].keypoints, num_keypoints, where)
-        rows[place].append((box, label, area, crowd, annotation["id"], segmentation, points))
+    def build(text: bytes) -> Table:
+        return _to_table(_from_text(path, text))
 
-    flat = [row for image_rows in rows for row in image_rows]
+    if path.stat().st_size < stored_from:
+        return _from_table(path, build(path.read_bytes()))
+    return _from_table(path, load_table(path, build, version=VERSION))
+
+
+def _from_text(path: Path, text: bytes) -> Annotations:
+    found = parse(text)
+    annotations = None if found is None else _assemble(path, found)
+    if annotations is None:
+        found, num_dropped = read_carefully(path, text)
+        annotations = _assemble(path, found, num_dropped=num_dropped)
+        assert annotations is not None, "what the careful reader lets pass can be assembled"
+    return annotations
+
+
+def _assemble(path: Path, found: CocoText, *, num_dropped: int = 0) -> Annotations | None:
+    """The rows of each image together, as columns; None where something is wrong with them.
+
+    Args:
+        num_dropped: how many rows have been left out before.
+    """
+    rows = found.rows
+    try:
+        check_entries(path, "categories", found.categories)
+        categories = [
+            Category(c["id"], str(c["name"]), keypoint_names(c, str(path)))
+            for c in sorted(found.categories, key=lambda c: c["id"])
+        ]
+    except UserError:
+        return None
+    places = _find(rows.image_ids, found.image_ids)
+    labels = _find(rows.category_ids, np.array([category.id for category in categories], np.int64))
+    if places is None or labels is None or _are_doubled(rows.ids):
+        return None
+    if min(found.heights.min(), found.widths.min()) < 1:
+        return None
+    heights, widths = found.heights[places], found.widths[places]
+    boxes = clip_boxes(rows.boxes, heights, widths)
+    kept = np.flatnonzero(has_extent(boxes))
+    order = kept[np.argsort(places[kept], kind="stable")]
+    areas = rows.areas[order]
+    for row in np.flatnonzero(np.isnan(areas)):
+        of = order[row]
+        annotation = {"segmentation": rows.segmentations[of], "bbox": rows.boxes[of].tolist()}
+        try:
+            areas[row] = object_area(annotation, int(heights[of]), int(widths[of]), str(path))
+        except UserError:
+            return None
+    keypoints = _keypoints(rows.keypoints, order, labels[order], [len(category.keypoints) for category in categories])
+    if keypoints is None:
+        return None
+    segmentations = rows.segmentations.take(order)
     return Annotations(
-        path=Path(path),
+        path=path,
         categories=categories,
-        image_ids=np.array([image["id"] for image in images], np.int64),
-        file_names=[str(image["file_name"]) for image in images],
-        heights=np.array([image["height"] for image in images], np.int64),
-        widths=np.array([image["width"] for image in images], np.int64),
-        offsets=np.cumsum([0, *(len(image_rows) for image_rows in rows)], dtype=np.int64),
-        boxes=np.array([row[0] for row in flat], np.float32).reshape(-1, 4),
-        labels=np.array([row[1] for row in flat], np.int64),
-        areas=np.array([row[2] for row in flat], np.float32),
-        iscrowd=np.array([row[3] for row in flat], np.int64),
-        annotation_ids=np.array([row[4] for row in flat], np.int64),
-        segmentations=[row[5] for row in flat],
-        keypoints=np.array([row[6] for row in flat], np.float32).reshape(len(flat), num_keypoints, 3),
-        num_dropped=num_dropped,
+        image_ids=found.image_ids,
+        file_names=Ragged.of_bytes(name.encode("utf-8", "surrogatepass") for name in found.file_names),
+        heights=found.heights,
+        widths=found.widths,
+        offsets=np.concatenate([[0], np.cumsum(np.bincount(places[order], minlength=len(found.image_ids)))]).astype(np.int64),
+        boxes=boxes[order],
+        labels=labels[order] + 1,
+        areas=areas.astype(np.float32),
+        iscrowd=rows.iscrowd[order],
+        annotation_ids=rows.ids[order],
+        segmentations=segmentations,
+        keypoints=keypoints,
+        num_dropped=num_dropped + len(boxes) - len(kept),
+        has_masks=segmentations.has_masks(),
     )
 
 
-def object_area(annotation: dict[str, Any], height: int, width: int, where: str) -> float:
-    """An annotation's area in pixels: as stated, or the mask's, or that of the box within the image.
+def _find(ids: np.ndarray, among: np.ndarray) -> np.ndarray | None:
+    """The place of each id `among` some; None where one is not there, one there is doubled, or there are none."""
+    if not len(among) or _are_doubled(among):
+        return None
+    order = np.argsort(among)
+    places = order[np.searchsorted(among[order], ids).clip(max=len(among) - 1)]
+    return places if (among[places] == ids).all() else None
 
-    Raises:
-        UserError: the area stated is no number, or the mask is malformed; `where` names the annotation.
+
+def _are_doubled(ids: np.ndarray) -> bool:
+    ordered = np.sort(ids)  # np.unique is five times slower
+    return bool((ordered[1:] == ordered[:-1]).any())
+
+
+def _keypoints(given: Ragged, order: np.ndarray, labels: np.ndarray, counts: list[int]) -> np.ndarray | None:
+    """Keypoints (N, K, 3) float32 of rows in this order; None where there are not three numbers for each of a category's.
+
+    Args:
+        labels: (N,) place of each row's category, in this order.
+        counts: how many keypoints each category has.
     """
-    if annotation.get("area") is not None:
-        if not isinstance(annotation["area"], int | float) or not math.isfinite(annotation["area"]):
-            raise UserError(f"{where} has area {annotation['area']!r}, which is no number.")
-        return float(annotation["area"])
-    if annotation.get("segmentation"):
-        try:
-            rle = to_rle(annotation["segmentation"], height, width)
-            if rle is not None:
-                return float(mask_area(rle))
-        except ValueError as error:
-            raise UserError(f"{where}: {error}.") from None
-    x, y, w, h = check_box(annotation["bbox"], where)
-    return max(0.0, min(x + w, width) - max(x, 0.0)) * max(0.0, min(y + h, height) - max(y, 0.0))
+    points = np.zeros((len(order), max(counts), 3), np.float32)
+    numbers = given.lengths[order]
+    for label in np.flatnonzero(counts):
+        count = counts[label]
+        rows = np.flatnonzero((labels == label) & (numbers > 0))
+        if (numbers[rows] != 3 * count).any():
+            return None
+        places = given.offsets[order[rows]][:, None] + np.arange(3 * count)
+        points[rows, :count] = given.values[places].reshape(len(rows), count, 3)
+    return points
 
 
-def crowd_flag(annotation: dict[str, Any], where: str) -> int:
-    """An annotation's `iscrowd`, 0 where it is missing.
+# ---- To the store and back ----
 
-    Raises:
-        UserError: it is neither 0 nor 1.
-    """
-    flag = annotation.get("iscrowd") or 0
-    if flag not in (0, 1):
-        raise UserError(f"{where} has iscrowd {flag!r}, which must be 0 or 1.")
-    return int(flag)
+_PLAIN = ("image_ids", "heights", "widths", "offsets", "boxes", "labels", "areas", "iscrowd", "annotation_ids", "keypoints")
 
 
-def check_box(box: Any, where: str) -> tuple[float, float, float, float]:
-    """A COCO box as (x, y, width, height) in pixels.
+def _to_table(annotations: Annotations) -> Table:
+    columns = {name: getattr(annotations, name) for name in _PLAIN}
+    columns |= {"names": annotations.file_names.values, "name_offsets": annotations.file_names.offsets}
+    columns |= {f"segmentations.{name}": column for name, column in annotations.segmentations.columns().items()}
+    facts = {
+        "categories": [[category.id, category.name, category.keypoints] for category in annotations.categories],
+        "num_dropped": annotations.num_dropped,
+        "has_masks": annotations.has_masks,
+    }
+    return Table(facts, columns)
 
-    Raises:
-        UserError: it is not four finite numbers.
-    """
-    numbers = isinstance(box, list) and len(box) == 4 and all(isinstance(v, int | float) for v in box)
-    if not numbers or not all(math.isfinite(v) for v in box):
-        raise UserError(f"{where} has bbox {box!r:.80}: it must be [x, y, width, height] in pixels.")
-    return float(box[0]), float(box[1]), float(box[2]), float(box[3])
+
+def _from_table(path: Path, table: Table) -> Annotations:
+    columns, prefix = table.columns, "segmentations."
+    return Annotations(
+        path=path,
+        categories=[Category(number, name, tuple(keypoints)) for number, name, keypoints in table.facts["categories"]],
+        file_names=Ragged(columns["names"], columns["name_offsets"]),
+        segmentations=Segmentations.from_columns(
+            {name.removeprefix(prefix): column for name, column in columns.items() if name.startswith(prefix)}
+        ),
+        num_dropped=table.facts["num_dropped"],
+        has_masks=table.facts["has_masks"],
+        store=table.store,
+        **{name: columns[name] for name in _PLAIN},
+    )
 
 
-def check_segmentation(segmentation: Any, where: str) -> None:
-    """Check that a segmentation has the form of polygons or RLE.
-
-    Raises:
-        UserError: it has not.
-    """
-    if isinstance(segmentation, dict) and not {"counts", "size"} <= segmentation.keys():
-        raise UserError(f"{where} has a segmentation with {sorted(segmentation)}: RLE needs `counts` and `size`.")
-    if not isinstance(segmentation, dict | list):
-        raise UserError(f"{where} has segmentation {segmentation!r:.60}: it must be polygons or RLE.")
+def _reopened(path: Path, store: Store) -> Annotations:
+    table = reopen(store)
+    if table is None:
+        raise UserError(f"{path} has changed, or {store.path} is gone, since this run began. Start it again.")
+    return _from_table(path, table)

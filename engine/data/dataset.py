@@ -68,7 +68,7 @@ class CocoDataset(Dataset[Sample]):
             try:
                 image, instances = self.augmentation(image, instances, seed=seed)
             except UserError as error:
-                raise UserError(f"{self.images / self.annotations.file_names[index]}: {error}") from error
+                raise UserError(f"{self.images / self.annotations.file_name(index)}: {error}") from error
         target: dict[str, Any] = {
             key: torch.from_numpy(np.ascontiguousarray(column)) for key, column in instances.items() if key != "rows"
         }
@@ -78,7 +78,7 @@ class CocoDataset(Dataset[Sample]):
 
     def name_of(self, index: int) -> str:
         """The name of image `index`, without its folders."""
-        return Path(self.annotations.file_names[index]).name
+        return Path(self.annotations.file_name(index)).name
 
     def shape_groups(self) -> np.ndarray | None:
         """(I,) 1 for images wider than high, 0 for the others; None where batches may mix them."""
@@ -91,7 +91,7 @@ class CocoDataset(Dataset[Sample]):
         Raises:
             UserError: the file is missing, truncated, not an image, or not of the size the annotations state.
         """
-        path = self.images / self.annotations.file_names[index]
+        path = self.images / self.annotations.file_name(index)
         image = read_image(path)
         stated = (int(self.annotations.heights[index]), int(self.annotations.widths[index]))
         if image.shape[:2] != stated:
@@ -131,7 +131,7 @@ class CocoDataset(Dataset[Sample]):
     def _mask(self, index: int, row: int) -> np.ndarray:
         table = self.annotations
         try:
-            return decode_segmentation(table.segmentations[row], int(table.heights[index]), int(table.widths[index]))
+            return decode_segmentation(table.segmentation(row), int(table.heights[index]), int(table.widths[index]))
         except ValueError as error:
             raise UserError(f"{table.path}: annotation {table.annotation_ids[row]}: {error}.") from None
 

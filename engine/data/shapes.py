@@ -9,7 +9,6 @@ import contextlib
 import itertools
 import json
 import math
-import os
 import shutil
 import uuid
 from collections.abc import Iterator
@@ -21,6 +20,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 from pycocotools import mask as coco_mask
+
+from engine.data.cache import default_cache_dir
 
 VERSION = 2  # part of the folder's name: raise it when anything written changes
 DRAWING = 1  # part of every seed: raise it when the images are to be other ones
@@ -60,7 +61,7 @@ def render_shapes(split: Literal["train", "val"], *, cache_dir: Path | None = No
     """
     if split not in IMAGE_COUNTS:
         raise ValueError(f"shapes has the splits {' and '.join(IMAGE_COUNTS)}, not {split!r}")
-    folder = (cache_dir or _default_cache_dir()) / f"shapes-v{VERSION}"
+    folder = (cache_dir or default_cache_dir()) / f"shapes-v{VERSION}"
     try:
         if not _is_complete(folder):
             _render_into_place(folder)
@@ -72,12 +73,6 @@ def render_shapes(split: Literal["train", "val"], *, cache_dir: Path | None = No
             "set the environment variable VERTEBRA_CACHE to a folder that can be written"
         ) from error
     return folder / split, folder / f"instances_{split}.json"
-
-
-def _default_cache_dir() -> Path:
-    if own := os.environ.get("VERTEBRA_CACHE"):
-        return Path(own).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "vertebra"
 
 
 def _is_complete(folder: Path) -> bool:

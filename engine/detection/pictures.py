@@ -25,13 +25,13 @@ def draw_predictions(
     table = dataset.annotations
     paths = []
     indices = np.unique(np.linspace(0, len(dataset) - 1, num=min(count, len(dataset)), dtype=int)).tolist()
-    pictures = picture_names([table.file_names[index] for index in indices])
+    pictures = picture_names([table.file_name(index) for index in indices])
     for index, picture in zip(indices, pictures, strict=True):
         image = dataset.read_image(index)
         truth = {key: torch.from_numpy(column) for key, column in dataset.instances(index).items()}
         if table.num_keypoints and any("keypoints" in row for row in rows):
             truth["keypoints"] = torch.from_numpy(table.keypoints[table.offsets[index] : table.offsets[index + 1]])
-        if any(table.segmentations[table.offsets[index] : table.offsets[index + 1]]):
+        if any(map(table.segmentation, range(table.offsets[index], table.offsets[index + 1]))):
             truth["masks"] = _truth_masks(dataset, int(index))
         predicted = to_instances(of_image[int(table.image_ids[index])], table.categories)
         names = table.class_names
@@ -69,5 +69,5 @@ def _truth_masks(dataset: CocoDataset, index: int) -> Tensor:
     table = dataset.annotations
     height, width = int(table.heights[index]), int(table.widths[index])
     rows = range(table.offsets[index], table.offsets[index + 1])
-    masks = [decode_segmentation(table.segmentations[row], height, width) for row in rows]
+    masks = [decode_segmentation(table.segmentation(row), height, width) for row in rows]
     return torch.from_numpy(np.array(masks, np.uint8).reshape(-1, height, width))

@@ -4,8 +4,9 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 from PIL import Image
@@ -27,7 +28,7 @@ class LabelSource(ABC):
 
     categories: list[Category]
     path: Path
-    image_paths: list[Path]
+    image_paths: Sequence[Path]
     image_ids: list[int]
     notes: Sequence[str] = ()
 
@@ -107,6 +108,26 @@ class LabelMapFiles(LabelSource):
         return np.array(found, np.int64)
 
 
+@dataclass(frozen=True)
+class _ImagePaths(Sequence[Path]):
+    """The images of annotations, each path made when it is asked for: no worker process has to copy them."""
+
+    folder: Path
+    annotations: Annotations
+
+    def __len__(self) -> int:
+        return len(self.annotations)
+
+    @overload
+    def __getitem__(self, index: int) -> Path: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Path]: ...
+    def __getitem__(self, index: int | slice) -> Path | list[Path]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        return self.folder / self.annotations.file_name(range(len(self))[index])
+
+
 class PaintedInstances(LabelSource):
     """COCO's instances as label maps: label 0 is the background, then come the categories.
 
@@ -128,7 +149,7 @@ class PaintedInstances(LabelSource):
         label_of = {category.id: label for label, category in enumerate(self.categories)}
         # From the annotations' labels, which begin with 1, to ours; 0 for categories that are not kept.
         self._labels = [0, *(label_of[c.id] if c in kept else 0 for c in annotations.categories)]
-        self.image_paths = [images / name for name in annotations.file_names]
+        self.image_paths = _ImagePaths(images, annotations)
         self.image_ids = annotations.image_ids.tolist()
         left = len(annotations.categories) - len(kept)
         self.notes = [f"{left} of {len(annotations.categories)} categories are background"] if left else []
@@ -145,7 +166,7 @@ class PaintedInstances(LabelSource):
         for row in range(table.offsets[index], table.offsets[index + 1]):
             label = self._labels[table.labels[row]]
             with self._naming(row):
-                rle = to_rle(table.segmentations[row], height, width)
+                rle = to_rle(table.segmentation(row), height, width)
                 if rle is not None and not table.iscrowd[row]:
                     objects.append((mask_area(rle), label, row, rle))
                 elif rle is not None and label:

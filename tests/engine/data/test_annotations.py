@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from pycocotools.coco import COCO
 
 from backbones.errors import UserError
-from engine.data.annotations import Category, load_annotations, read_coco_json
+from engine.data.annotations import Category, load_annotations
+from engine.data.coco_json import read_coco_json
 from engine.data.dataset import CocoDataset
 
 # pycocotools' decode is not yet ready for NumPy 2.
@@ -77,7 +78,7 @@ def test_columns_have_their_types(load):
     for column in ("image_ids", "heights", "widths", "offsets", "labels", "iscrowd", "annotation_ids"):
         assert getattr(table, column).dtype == np.int64, column
     assert len(table) == 1
-    assert (table.heights[0], table.widths[0], table.file_names) == (10, 20, ["a.png"])
+    assert (table.heights[0], table.widths[0], table.file_name(0)) == (10, 20, "a.png")
 
 
 def test_annotations_come_to_their_image_in_whatever_order_they_stand(minimal, write_json):
