@@ -1,5 +1,6 @@
 """A data set in COCO's format: index -> (image, target), augmented by choices that depend on (seed, epoch, index) alone."""
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from backbones.errors import UserError
 from engine.data.annotations import Annotations
 from engine.data.masks import decode_segmentation
 from engine.data.pipeline import Augmentation
+from engine.data.sampling import repeat_factors
 
 Sample = tuple[Tensor, dict[str, Any]]
 
@@ -20,19 +22,21 @@ Sample = tuple[Tensor, dict[str, Any]]
 class CocoDataset(Dataset[Sample]):
     """Images and their instances.
 
-    `dataset[index]` is the sample of epoch 0, `dataset[epoch, index]` that of another epoch: image uint8 (3, H, W), and
-    torchvision's target: boxes (N, 4) float32 xyxy pixels, labels (N,) int64 from 1, image_id, area (N,), iscrowd (N,); if
-    asked for, masks (N, H, W) uint8 and keypoints (N, K, 3) float32 (x, y in pixels, visibility); and `seed`, from which the
-    heads draw what they sample in this image.
+    `dataset[index]` is the sample of epoch 0, `dataset[epoch, index]` that of another epoch, `dataset[epoch, index, n]` that of
+    the image's n-th return within an epoch: image uint8 (3, H, W), and torchvision's target: boxes (N, 4) float32 xyxy pixels,
+    labels (N,) int64 from 1, image_id, area (N,), iscrowd (N,); if asked for, masks (N, H, W) uint8 and keypoints (N, K, 3)
+    float32 (x, y in pixels, visibility); and `seed`, from which the heads draw what they sample in this image.
 
     Args:
         images: the folder the file names are in.
         annotations: what to read from it.
         augmentation: applied to each sample; None gives the image as it is.
-        with_masks: whether targets carry masks.
+        with_masks: whether samples carry masks; objects without one go.
+        boxes_as_masks: what has no mask gets one that fills its box, in place of going.
         with_keypoints: whether targets carry keypoints.
         seed: of the random choices.
         aspect_ratio_grouping: whether batches are to hold only wide or only tall images.
+        repeat_threshold: the share of images below which a class is rare, whose images then come more often; None: all once.
     """
 
     def __init__(
@@ -42,31 +46,34 @@ class CocoDataset(Dataset[Sample]):
         *,
         augmentation: Augmentation | None = None,
         with_masks: bool = False,
+        boxes_as_masks: bool = False,
         with_keypoints: bool = False,
         seed: int = 0,
         aspect_ratio_grouping: bool = False,
+        repeat_threshold: float | None = None,
     ) -> None:
         self.images = images
         self.annotations = annotations
         self.augmentation = augmentation
         self.with_masks = with_masks
+        self.boxes_as_masks = boxes_as_masks
         self.with_keypoints = with_keypoints
         self.seed = seed
         self.categories = annotations.categories
         self.path = annotations.path
         self.aspect_ratio_grouping = aspect_ratio_grouping
+        self.repeat_threshold = repeat_threshold
 
     def __len__(self) -> int:
         return len(self.annotations)
 
-    def __getitem__(self, key: int | tuple[int, int]) -> Sample:
-        epoch, index = key if isinstance(key, tuple) else (0, key)
-        seed = sample_seed(self.seed, epoch, index)
-        image = self.read_image(index)
-        instances = self.instances(index)
+    def __getitem__(self, key: int | tuple[int, ...]) -> Sample:
+        epoch, index, *repeat = key if isinstance(key, tuple) else (0, key)
+        seed = sample_seed(self.seed, epoch, index, *repeat)
+        image, instances = self.raw_sample(index)
         if self.augmentation is not None:
             try:
-                image, instances = self.augmentation(image, instances, seed=seed)
+                image, instances = self.augmentation(image, instances, seed=seed, others=self)
             except UserError as error:
                 raise UserError(f"{self.images / self.annotations.file_name(index)}: {error}") from error
         target: dict[str, Any] = {
@@ -76,6 +83,14 @@ class CocoDataset(Dataset[Sample]):
         target["seed"] = seed
         return torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1))), target
 
+    def raw_sample(self, index: int) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        """Image `index` and its columns, as `read_image` and `instances` give them.
+
+        Raises:
+            UserError: as these.
+        """
+        return self.read_image(index), self.instances(index)
+
     def name_of(self, index: int) -> str:
         """The name of image `index`, without its folders."""
         return Path(self.annotations.file_name(index)).name
@@ -84,6 +99,15 @@ class CocoDataset(Dataset[Sample]):
         """(I,) 1 for images wider than high, 0 for the others; None where batches may mix them."""
         table = self.annotations
         return (table.widths > table.heights).astype(np.int64) if self.aspect_ratio_grouping else None
+
+    def repeat_factors(self) -> np.ndarray | None:
+        """(I,) how often each image comes in an epoch on average; crowd regions, of which nothing is learned, do not count."""
+        if self.repeat_threshold is None:
+            return None
+        table = self.annotations
+        images = np.repeat(np.arange(len(table)), np.diff(table.offsets))
+        objects = table.iscrowd == 0
+        return repeat_factors(table.labels[objects], images[objects], num_images=len(table), threshold=self.repeat_threshold)
 
     def read_image(self, index: int) -> np.ndarray:
         """Image `index` as (H, W, 3) uint8 RGB.
@@ -131,9 +155,13 @@ class CocoDataset(Dataset[Sample]):
     def _mask(self, index: int, row: int) -> np.ndarray:
         table = self.annotations
         try:
-            return decode_segmentation(table.segmentation(row), int(table.heights[index]), int(table.widths[index]))
+            mask = decode_segmentation(table.segmentation(row), int(table.heights[index]), int(table.widths[index]))
         except ValueError as error:
             raise UserError(f"{table.path}: annotation {table.annotation_ids[row]}: {error}.") from None
+        if self.boxes_as_masks and not mask.any():
+            left, top, right, bottom = table.boxes[row]
+            mask[int(top) : math.ceil(bottom), int(left) : math.ceil(right)] = 1
+        return mask
 
 
 def read_image(path: Path, *, listed_in: str = "the annotations") -> np.ndarray:
@@ -160,7 +188,7 @@ def read_image(path: Path, *, listed_in: str = "the annotations") -> np.ndarray:
         raise UserError(f"The image {path} cannot be read: {error}. Replace it, or take it out of {listed_in}.") from None
 
 
-def sample_seed(seed: int, epoch: int, index: int) -> int:
-    """A 63-bit number for one sample of one epoch, unlike that of any other."""
-    high, low = np.random.SeedSequence([seed, epoch, index]).generate_state(2, np.uint32)
+def sample_seed(seed: int, epoch: int, index: int, *repeat: int) -> int:
+    """A 63-bit number for one sample of one epoch, and for each of its returns within the epoch, unlike that of any other."""
+    high, low = np.random.SeedSequence([seed, epoch, index, *repeat]).generate_state(2, np.uint32)
     return (int(high) << 31) ^ int(low)

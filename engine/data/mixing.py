@@ -8,6 +8,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import ClassVar, Protocol
 
+import cv2
 import numpy as np
 
 from engine.data.instances import MEAN_COLOUR, Instances, Sample, crowds, has_sides, join, mask_areas, refreshed, take, transfer
@@ -85,17 +86,17 @@ class CopyPaste(SampleStep):
             return sample
         most = min(len(objects), self.max_objects or len(objects))
         pasted = take(pasted, np.sort(objects[: generator.integers(1, most, endpoint=True)]))
-        cover: np.ndarray = np.logical_or.reduce(pasted["masks"], axis=0)
-        return np.where(cover[..., None], source, image), join([self._under(instances, cover), pasted])
+        cover: np.ndarray = np.bitwise_or.reduce(pasted["masks"], axis=0)
+        return cv2.copyTo(source, cover, image.copy()), join([self._under(instances, cover), pasted])
 
     def _under(self, instances: Instances, cover: np.ndarray) -> Instances:
-        """What is left of the rows under pixels (H, W) that something was pasted on."""
-        rows = instances | {"masks": instances["masks"] * ~cover}
+        """What is left of the rows where something was pasted on the pixels that are 1 in `cover`, (H, W) uint8."""
+        rows = instances | {"masks": instances["masks"] * (1 - cover)}
         share = mask_areas(rows["masks"]) / np.maximum(mask_areas(instances["masks"]), 1)
         if "keypoints" in rows:
             height, width = cover.shape
             x, y = (rows["keypoints"][..., axis].astype(np.int64) for axis in (0, 1))
-            rows["keypoints"] = rows["keypoints"] * ~cover[y.clip(0, height - 1), x.clip(0, width - 1)][..., None]
+            rows["keypoints"] = rows["keypoints"] * (1 - cover[y.clip(0, height - 1), x.clip(0, width - 1)])[..., None]
         rows = refreshed(take(rows, (share >= self.min_visible) | crowds(rows)))
         return take(rows, has_sides(rows["boxes"]))
 

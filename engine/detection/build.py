@@ -6,9 +6,11 @@ from torch import nn
 from backbones.errors import UserError
 from engine.build import build_pyramid, find_data
 from engine.data.annotations import load_annotations
-from engine.data.augmentations import RESIZING, build_transforms
+from engine.data.augmentations import CUTTING, RESIZING, build_steps
 from engine.data.dataset import CocoDataset
+from engine.data.mixing import SampleStep
 from engine.data.pipeline import Augmentation
+from engine.data.subset import select
 from engine.detection.coco_eval import IouType
 from engine.detection.config import DetectionConfig
 from engine.distributed import World
@@ -55,10 +57,11 @@ def build_training_set(config: DetectionConfig, *, world: World | None = None) -
     """The augmented training set, with the masks or keypoints that the head is trained on.
 
     Raises:
-        UserError: files that are missing or malformed; masks or keypoints that are needed and not there.
+        UserError: files that are missing or malformed; classes, masks or keypoints that are needed and not there.
     """
     paths = find_data(config.data.train, split="train", world=world)
-    annotations = load_annotations(paths.annotations)
+    classes = config.data.classes
+    annotations = select(load_annotations(paths.annotations), classes=classes, drop_empty=config.data.drop_empty_images)
     kinds = besides_boxes(config.model.head.name)
     with_masks, with_keypoints = "masks" in kinds, "keypoints" in kinds
     if with_masks and not annotations.has_masks:
@@ -72,23 +75,35 @@ def build_training_set(config: DetectionConfig, *, world: World | None = None) -
             "each category, and `keypoints`, x, y and visibility of each, in the annotations. Or use another head."
         )
     if not len(annotations.boxes):
-        raise UserError(f"{paths.annotations} has no usable object: there is nothing to learn.")
-    steps = config.data.augmentations
-    brings_to_size = any(step.name in RESIZING for step in steps)
+        of_these = "" if classes is None else f" of data.classes ({', '.join(classes)})"
+        raise UserError(f"{paths.annotations} has no usable object{of_these}: there is nothing to learn.")
+    names = {step.name for step in config.data.augmentations}
+    steps = [step for choice in config.data.augmentations for step in build_steps(choice.name, choice.options())]
+    masks_for_steps = any(isinstance(step, SampleStep) and step.needs_masks for step in steps)
+    if masks_for_steps and not annotations.has_masks:
+        raise UserError(
+            f"{paths.annotations} has no masks (`segmentation`), along which copy_paste cuts objects out. "
+            "Leave it out of data.augmentations."
+        )
     augmentation = Augmentation(
-        [transform for step in steps for transform in build_transforms(step.name, step.options())],
-        min_sizes=None if brings_to_size else np.atleast_1d(config.data.min_size).tolist(),
+        steps,
+        min_sizes=None if names & RESIZING else np.atleast_1d(config.data.min_size).tolist(),
         max_size=config.data.max_size,
         mirrored_keypoints=annotations.mirrored_keypoints if with_keypoints else None,
+        boxes_from_masks=bool(names & CUTTING),
+        drop_masks=not with_masks,
     )
     return CocoDataset(
         paths.images,
         annotations,
         augmentation=augmentation,
-        with_masks=with_masks,
+        with_masks=with_masks or masks_for_steps,
+        # A head without masks is also trained on objects that have none.
+        boxes_as_masks=not with_masks,
         with_keypoints=with_keypoints,
         seed=config.seed,
         aspect_ratio_grouping=config.data.aspect_ratio_grouping,
+        repeat_threshold=None if config.data.sampling is None else config.data.sampling.threshold,
     )
 
 
@@ -96,7 +111,8 @@ def build_validation_set(config: DetectionConfig, *, world: World | None = None)
     """The validation set, images as they are: the model resizes them.
 
     Raises:
-        UserError: files that are missing or malformed.
+        UserError: files that are missing or malformed, classes that are not there.
     """
     paths = find_data(config.data.val, split="val", world=world)
-    return CocoDataset(paths.images, load_annotations(paths.annotations), seed=config.seed)
+    annotations = select(load_annotations(paths.annotations), classes=config.data.classes)
+    return CocoDataset(paths.images, annotations, seed=config.seed)

@@ -147,6 +147,16 @@ def test_the_sampler_follows_config_and_process(make_config):
     assert set(alike.groups.tolist()) == {0}
 
 
+def test_the_sampler_repeats_images_where_the_data_set_does(make_config):
+    config = make_config("train.batch_size=2", "data.sampling={name: repeat_factor, threshold: 1.0}")
+    dataset = build_training_set(config)
+    sampler = build_training_sampler(config, dataset, world())
+    assert sampler.repeat_factors.tolist() == dataset.repeat_factors().tolist()
+    assert sampler.steps_per_epoch == int(dataset.repeat_factors().sum()) // 2
+    plain = make_config("train.batch_size=2")
+    assert build_training_sampler(plain, build_training_set(plain), world()).repeat_factors is None
+
+
 # ---- Optimizer ----
 
 

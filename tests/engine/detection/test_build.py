@@ -152,3 +152,114 @@ def test_missing_files_are_named_with_their_key(make_config, split, build):
 def test_albumentations_mistakes_are_found_before_the_first_sample(make_config):
     with pytest.raises(UserError, match=r"no transform 'CLAHEE'\. Did you mean 'CLAHE'"):
         build_training_set(make_config("data.augmentations=[{name: albumentations/CLAHEE}]"))
+
+
+# ---- Classes and sampling ----
+
+
+def test_classes_are_kept_by_name_for_training_and_validation(make_config):
+    config = make_config("data.classes=[square]")
+    for build in (build_training_set, build_validation_set):
+        dataset = build(config)
+        assert [(category.id, category.name) for category in dataset.categories] == [(44, "square")]
+        assert {label for i in range(len(dataset)) for label in dataset[i][1]["labels"].tolist()} == {1}
+    assert len(build_training_set(config)) == 7  # images without a square are still examples of what is none
+
+
+def test_images_without_objects_can_be_left_out_of_training(make_config):
+    config = make_config("data.drop_empty_images=true")
+    assert len(build_training_set(config)) == 6
+    assert len(build_validation_set(config)) == 2
+    dataset = build_training_set(make_config("data.drop_empty_images=true", "data.classes=[bar]"))
+    assert all(
+        ((target["labels"] == 1) & (target["iscrowd"] == 0)).any()
+        for _, target in map(dataset.__getitem__, range(len(dataset)))
+    )
+
+
+@pytest.mark.parametrize("build", [build_training_set, build_validation_set])
+def test_an_unknown_class_is_named(build, make_config):
+    with pytest.raises(UserError, match=r"data\.classes: .* has no class 'sqare'\. Did you mean 'square'"):
+        build(make_config("data.classes=[sqare]"))
+
+
+def test_classes_that_never_occur_are_refused_for_training(make_config):
+    with pytest.raises(UserError, match=r"no usable object of data\.classes \(never\)"):
+        build_training_set(make_config("data.classes=[never]"))
+
+
+def test_a_sampling_reaches_the_data_set(make_config, toy_data):
+    assert build_training_set(make_config()).repeat_factors() is None
+    factors = build_training_set(make_config("data.sampling={name: repeat_factor, threshold: 1.0}")).repeat_factors()
+    content = json.loads(Path(toy_data["annotations"]).read_text())
+    classes = [
+        {a["category_id"] for a in content["annotations"] if a["image_id"] == image["id"] and not a["iscrowd"]}
+        for image in content["images"]
+    ]
+    share = {id_: sum(id_ in of_image for of_image in classes) / 7 for id_ in (44, 3)}
+    expected = [max([1.0, *((1 / share[id_]) ** 0.5 for id_ in of_image)]) for of_image in classes]
+    assert factors.tolist() == pytest.approx(expected)
+    assert max(expected) > 1
+
+
+def test_an_image_that_comes_again_is_augmented_in_another_way(make_config):
+    dataset = build_training_set(make_config("data.augmentations=[{name: color_jitter, p: 1.0}]"))
+    first, again, third = (dataset[key][0] for key in ((2, 1), (2, 1, 1), (2, 1, 2)))
+    assert not torch.equal(first, again)
+    assert not torch.equal(again, third)
+    assert torch.equal(again, dataset[2, 1, 1][0])
+    assert dataset[2, 1, 1][1]["seed"] != dataset[2, 1][1]["seed"]
+
+
+# ---- Augmentations that mix samples ----
+
+MIXED = "data.augmentations=[{name: mosaic, size: 80}, {name: large_scale_jitter, size: 64}, {name: copy_paste, p: 1.0}]"
+
+
+def test_mixed_samples_depend_on_seed_epoch_and_index_alone(make_config):
+    dataset, same, other = (build_training_set(make_config(MIXED, *MASKS, f"seed={seed}")) for seed in (0, 0, 1))
+    changed = 0
+    for key in [(0, 3), (1, 3), (0, 5), (1, 5, 1)]:
+        image, target = dataset[key]
+        assert image.shape == (3, 64, 64)
+        assert target["masks"].shape[1:] == (64, 64)
+        repeated, repeated_target = same[key]
+        assert torch.equal(image, repeated)
+        for name in ("boxes", "labels", "masks", "area", "iscrowd"):
+            assert torch.equal(target[name], repeated_target[name])
+        changed += not torch.equal(image, other[key][0])
+    assert changed == 4
+    assert not torch.equal(dataset[0, 3][0], dataset[1, 3][0])
+
+
+def test_a_box_head_gets_pasted_objects_without_their_masks(make_config):
+    paste = "data.augmentations=[{name: copy_paste, p: 1.0}]"
+    boxes, masks = build_training_set(make_config(paste)), build_training_set(make_config(paste, *MASKS))
+    plain = build_training_set(make_config())
+    more = 0
+    for index in range(len(boxes)):
+        image, target = boxes[index]
+        assert "masks" not in target
+        assert torch.equal(image, masks[index][0])
+        assert torch.equal(target["boxes"], masks[index][1]["boxes"])
+        more += len(target["boxes"]) > len(plain[index][1]["boxes"])
+    assert more > 3
+
+
+def test_a_box_head_keeps_objects_that_have_no_mask(make_config, toy_data, tmp_path):
+    content = json.loads(Path(toy_data["annotations"]).read_text())
+    for annotation in content["annotations"][1:]:
+        annotation["segmentation"] = []
+    (tmp_path / "few_masks.json").write_text(json.dumps(content))
+    data = {"images": toy_data["images"], "annotations": str(tmp_path / "few_masks.json")}
+    dataset = build_training_set(make_config("data.augmentations=[{name: copy_paste, p: 0.0}]", data=data))
+    plain = build_training_set(make_config(data=data))
+    for index in range(len(dataset)):
+        assert torch.equal(dataset[index][1]["labels"], plain[index][1]["labels"])
+        torch.testing.assert_close(dataset[index][1]["boxes"], plain[index][1]["boxes"], atol=0.01, rtol=0)
+
+
+def test_pasting_without_any_masks_is_refused_with_advice(make_config, change_data):
+    config = make_config("data.augmentations=[{name: copy_paste}]", data=change_data(segmentation=[]))
+    with pytest.raises(UserError, match=r"changed\.json has no masks .*copy_paste cuts objects out.*data\.augmentations"):
+        build_training_set(config)

@@ -94,6 +94,27 @@ def test_a_model_that_knows_the_truth_scores_one_whatever_the_batches(dataset, p
     assert sorted(model.seen) == sorted(model.truth), "each image once"
 
 
+@pytest.mark.parametrize("backend", ["hotcoco", "pycocotools"])
+def test_some_classes_score_as_a_file_of_them_alone(make_config, toy_data, tmp_path, backend):
+    content = json.loads(Path(toy_data["annotations"]).read_text())
+    content["categories"] = [category for category in content["categories"] if category["name"] == "square"]
+    content["annotations"] = [annotation for annotation in content["annotations"] if annotation["category_id"] == 44]
+    (tmp_path / "squares.json").write_text(json.dumps(content))
+    alone = {"images": toy_data["images"], "annotations": str(tmp_path / "squares.json")}
+    scores = []
+    for overrides, data in ((["data.classes=[square]"], toy_data), ([], alone)):
+        config = make_config(*overrides, f"eval.backend={backend}", data=data)
+        dataset = build_validation_set(config)
+        model = Oracle(dataset)
+        model.answer = lambda target: {"boxes": target["boxes"] + 1, "labels": target["labels"], "scores": target["area"] / 1e4}
+        evaluation = run_evaluation(DetectionJob(config), model, dataset, world=ALONE)
+        scores.append(evaluation.score())
+    assert own_stats(scores[0]) == own_stats(scores[1])
+    assert scores[0][0].per_class == scores[1][0].per_class
+    assert list(scores[0][0].per_class) == ["square"]
+    assert 0 < scores[0][0].value < 1
+
+
 def test_rows_come_in_the_order_of_the_data_set(dataset, predict):
     rows = predict(Oracle(dataset), "eval.batch_size=3").rows
     order = list(dict.fromkeys(row["image_id"] for row in rows))
