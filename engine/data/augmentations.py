@@ -20,8 +20,6 @@ register_augmentation = AUGMENTATIONS.register
 RESIZING = {"large_scale_jitter"}
 # Those whose images are of other sizes than before, which therefore must not follow on the above.
 CHANGES_SIZE = {"mosaic", "random_crop"}
-# Those that cut objects: in the end, boxes are made to fit what is left of the masks.
-CUTTING = {"copy_paste", "large_scale_jitter", "mosaic", "random_crop"}
 
 
 @register_augmentation("horizontal_flip")

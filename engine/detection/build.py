@@ -6,7 +6,7 @@ from torch import nn
 from backbones.errors import UserError
 from engine.build import build_pyramid, find_data
 from engine.data.annotations import load_annotations
-from engine.data.augmentations import CUTTING, RESIZING, build_steps
+from engine.data.augmentations import RESIZING, build_steps
 from engine.data.dataset import CocoDataset
 from engine.data.mixing import SampleStep
 from engine.data.pipeline import Augmentation
@@ -77,9 +77,10 @@ def build_training_set(config: DetectionConfig, *, world: World | None = None) -
     if not len(annotations.boxes):
         of_these = "" if classes is None else f" of data.classes ({', '.join(classes)})"
         raise UserError(f"{paths.annotations} has no usable object{of_these}: there is nothing to learn.")
-    names = {step.name for step in config.data.augmentations}
+    brings_to_size = any(choice.name in RESIZING for choice in config.data.augmentations)
     steps = [step for choice in config.data.augmentations for step in build_steps(choice.name, choice.options())]
-    masks_for_steps = any(isinstance(step, SampleStep) and step.needs_masks for step in steps)
+    own_steps = [step for step in steps if isinstance(step, SampleStep)]
+    masks_for_steps = any(step.needs_masks for step in own_steps)
     if masks_for_steps and not annotations.has_masks:
         raise UserError(
             f"{paths.annotations} has no masks (`segmentation`), along which copy_paste cuts objects out. "
@@ -87,10 +88,10 @@ def build_training_set(config: DetectionConfig, *, world: World | None = None) -
         )
     augmentation = Augmentation(
         steps,
-        min_sizes=None if names & RESIZING else np.atleast_1d(config.data.min_size).tolist(),
+        min_sizes=None if brings_to_size else np.atleast_1d(config.data.min_size).tolist(),
         max_size=config.data.max_size,
         mirrored_keypoints=annotations.mirrored_keypoints if with_keypoints else None,
-        boxes_from_masks=bool(names & CUTTING),
+        boxes_from_masks=brings_to_size or bool(own_steps),  # both cut objects
         drop_masks=not with_masks,
     )
     return CocoDataset(

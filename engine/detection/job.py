@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from engine.compilation import compile_dense_part
 from engine.data.annotations import Category
 from engine.data.dataset import CocoDataset
+from engine.data.sampling import epoch_length
 from engine.detection.build import build_model, build_training_set, build_validation_set, evaluation_size, iou_types
 from engine.detection.config import DetectionConfig
 from engine.detection.evaluate import DetectionEvaluation
@@ -84,6 +85,9 @@ class DetectionJob(Job[DetectionConfig]):
             f"{self.config.model.head.name} on {self.config.model.backbone.name}",
             f"{training}, {len(validation_set)} validation images",
         ]
+        factors = training_set.repeat_factors()
+        if factors is not None:
+            lines.append(f"an epoch has {epoch_length(factors)} samples: an image comes up to {factors.max():.1f} times")
         if table.num_dropped:
             lines.append(f"left out: {table.num_dropped} training objects whose box has no width or height within its image")
         return lines

@@ -1,5 +1,6 @@
 """engine/data/mixing.py: steps that see whole samples keep every column with its object, and masks on their own colour."""
 
+import itertools
 import math
 
 import cv2
@@ -213,6 +214,17 @@ def test_without_scaling_masks_are_exactly_what_is_seen(chain, data, seed):
             np.testing.assert_array_equal(image[..., 0] == number, mask > 0)
         else:
             assert (image[mask > 0] == number).all()
+
+
+@pytest.mark.parametrize("chain", [[CROP, CROP], [FLIP, CROP, JITTER], [CROP, JITTER, ("rotate90", {})]], ids=str)
+@settings(max_examples=20)
+@given(data_sets(), seeds)
+def test_a_sample_by_itself_gains_no_rows_and_keeps_their_order(chain, scenes, seed):
+    numbers = run(chain, scenes, seed=seed)[1]["labels"].tolist()
+    assert numbers == sorted(set(numbers))
+    assert set(numbers) <= set(scenes.samples[0][1]["labels"].tolist())
+    fewer = [run(chain[:end], scenes, seed=seed)[1]["labels"].tolist() for end in range(1, len(chain) + 1)]
+    assert all(set(after) <= set(before) for before, after in itertools.pairwise(fewer))
 
 
 @pytest.mark.parametrize("chain", CHAINS, ids=CHAIN_IDS)

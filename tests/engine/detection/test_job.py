@@ -59,6 +59,12 @@ def test_objects_that_are_left_out_are_said(make_config, toy_data, tmp_path):
     assert left_out == "left out: 1 training objects whose box has no width or height within its image"
 
 
+def test_repeated_images_are_said(make_config):
+    job = DetectionJob(make_config("data.sampling={name: repeat_factor, threshold: 1.0}"))
+    lines = job.describe(job.build_training_set(), job.build_validation_set())
+    assert "an epoch has 7 samples: an image comes up to 1.2 times" in lines
+
+
 def test_classes_are_counted_with_those_that_do_not_occur(job):
     heading, *lines = job.describe_classes(job.build_training_set())
     assert heading == "12 objects, 1 of them crowd regions, in 3 classes:"
