@@ -28,9 +28,9 @@ def repeat_factors(labels: np.ndarray, images: np.ndarray, *, num_images: int, t
     """
     factors = np.ones(num_images)
     if len(labels):
-        pairs = np.unique(np.stack([labels, images], axis=1), axis=0)  # a class counts once in an image
-        frequency = np.bincount(pairs[:, 0]) / num_images
-        np.maximum.at(factors, pairs[:, 1], np.sqrt(threshold / frequency[pairs[:, 0]]))
+        labels, images = np.divmod(np.unique(labels * num_images + images), num_images)  # a class counts once in an image
+        frequency = np.bincount(labels) / num_images
+        np.maximum.at(factors, images, np.sqrt(threshold / frequency[labels]))
     return factors
 
 
