@@ -1,10 +1,7 @@
 """A COCO file's text -> arrays, without a Python object for each number: for files in which nothing is out of the ordinary.
 
-Where anything is, `parse` gives None, and the careful reader of `engine.data.annotations`, which says what is wrong and where,
+Where anything is, `parse` gives None, and the careful reader of `engine.data.coco_json`, which says what is wrong and where,
 has the word. So nothing here explains itself to a user.
-
-Most of the text are the polygons' numbers. They are cut out as text, and read eight characters at a time, as one integer each
-("SIMD within a register", as in Lemire's fast number parsing), by numpy over some hundred thousand of them at once.
 """
 
 import codecs
@@ -20,6 +17,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
+from engine.data.number_text import read_numbers
 from engine.data.ragged import Ragged
 from engine.data.segmentations import (
     Segmentations,
@@ -207,7 +205,7 @@ def _keypoints(texts: list[bytes]) -> Ragged:
         return Ragged.of_lengths(np.zeros(0, np.float64), lengths)
     if not all(texts[row][:1] == b"[" for row in rows):
         raise ValueError("keypoints are no list")
-    found = _numbers(b"&".join([texts[row][1:-1] for row in rows]).translate(None, _BLANK))
+    found = read_numbers(b"&".join([texts[row][1:-1] for row in rows]).translate(None, _BLANK))
     if found is None:
         raise ValueError("keypoints are no numbers")
     values, marks = found
@@ -229,9 +227,11 @@ def _segmentations(texts: list[bytes]) -> Segmentations:
     lists: list[int] = []
     objects: list[int] = []
     others: list[int] = []
-    of_character = {b"[": lists, b"{": objects}
     for row, text in enumerate(texts):
-        (of_character.get(text[:1], others) if len(text) > 2 else others).append(row)
+        if text[:2] == b"[[" or (text[:1] == b"[" and text[1:].lstrip(_BLANK)[:1] == b"["):
+            lists.append(row)
+        else:
+            (objects if text[:1] == b"{" and len(text) > 2 else others).append(row)
     polygons, rle = _polygons([texts[row] for row in lists]), _rle([texts[row] for row in objects])
     if polygons is None or rle is None:
         return segmentations_of([msgspec.json.decode(text) for text in texts])
@@ -242,7 +242,7 @@ def _segmentations(texts: list[bytes]) -> Segmentations:
 
 
 def _polygons(texts: list[bytes]) -> Segmentations | None:
-    """Lists of lists of numbers as columns; None where one is another thing, or holds an empty list."""
+    """Lists that begin with a list as columns; None where one holds anything but lists of numbers, or an empty one."""
     if not texts:
         return no_columns(0)
     # The brackets between two rows, and between two polygons, become one mark each, that sorts below the digits as the comma.
@@ -251,7 +251,7 @@ def _polygons(texts: list[bytes]) -> Segmentations | None:
     if b" " in text or b"\n" in text:
         # White space within a string would matter; but a string is no number, and is found below.
         text = b"&".join([text.translate(None, _BLANK)[2:-2] for text in texts])
-    found = _numbers(text.replace(b"],[", b"!"))
+    found = read_numbers(text.replace(b"],[", b"!"))
     if found is None:
         return None
     values, marks = found
@@ -281,7 +281,7 @@ def _rle(texts: list[bytes]) -> Segmentations | None:
     parts = [rle_columns(Ragged.of_bytes(counts[row][1:-1] for row in compressed), sizes[compressed]), no_columns(0)]
     if lists:
         text = b"&".join([counts[row][1:-1] for row in lists]).translate(None, _BLANK)
-        found = _numbers(text) if b"." not in text else None
+        found = read_numbers(text) if b"." not in text else None
         if found is None or found[0].dtype == np.float64:
             return None
         runs = Ragged(found[0] // 100, np.concatenate([[0], np.flatnonzero(found[1] == ord("&")) + 1]))
@@ -289,79 +289,5 @@ def _rle(texts: list[bytes]) -> Segmentations | None:
     return in_order(parts, [compressed, lists])
 
 
-def _numbers(text: bytes) -> tuple[np.ndarray, np.ndarray] | None:
-    """Numbers with marks between, as int64 hundredths if they are all that or else float64 (N,), and the mark after each (N,).
-
-    None where one is no number, or nothing, or a whole number that is no float.
-    """
-    if not text:
-        return None
-    found = _hundredths(b"&&&&&&&&" + text + b"&")
-    if found is not None:
-        return found
-    try:
-        values = np.array(_FLOATS.decode(b"[" + text.replace(b"&", b",").replace(b"!", b",") + b"]"), np.float64)
-    except msgspec.DecodeError:
-        return None
-    characters = np.frombuffer(text + b"&", np.uint8)
-    return (values, characters[characters <= ord(",")]) if (np.abs(values) < 2.0**53).all() else None
-
-
 _BLANK = b" \t\r\n"
 _RLE = msgspec.json.Decoder(_Rle)
-_FLOATS = msgspec.json.Decoder(list[float])
-
-
-def _bytes_kept(first: int) -> int:
-    """A mask of 8 bytes that keeps those from place `first` on: the later characters, as the first is the lowest byte."""
-    return (1 << 64) - (1 << 8 * first)
-
-
-_WORD = np.uint64
-_KEEP_LAST = np.array([_bytes_kept(8 - length) for length in range(9)], _WORD)
-# By the number of decimals, 0 to 2, what is after the decimal point and before it, and what makes hundredths of the number.
-_AFTER = np.array([_bytes_kept(0), _bytes_kept(7), _bytes_kept(6)], _WORD)
-_BEFORE = np.array([0, ~_bytes_kept(6) & _bytes_kept(0), ~_bytes_kept(5) & _bytes_kept(0)], _WORD)
-_SHIFT = np.array([0, 8, 8], _WORD)
-_SCALE = np.array([100, 10, 1], _WORD)
-_POINT = ord(".") ^ ord("0")
-
-
-def _hundredths(text: bytes) -> tuple[np.ndarray, np.ndarray] | None:
-    """Numbers between marks, as whole hundredths (N,) and the mark after each (N,).
-
-    Args:
-        text: eight marks, then numbers with a mark after each; a mark is any character up to the comma.
-
-    Returns None if one is below zero, has an exponent, a third decimal or more than eight characters, or is none.
-    """
-    characters = np.frombuffer(text, np.uint8)
-    ends = np.flatnonzero(characters <= ord(","))[7:]
-    lengths = np.diff(ends) - 1
-    ends = ends[1:]
-    if not len(ends) or lengths.min() < 1 or lengths.max() > 8:
-        return None
-    # The eight characters before each mark as one integer, the last of them its highest byte.
-    words = np.ndarray(len(text) - 7, "<u8", text, 0, (1,)).take(ends - 8)
-    words ^= _WORD(0x3030303030303030)  # the digits become 0 to 9
-    words &= _KEEP_LAST.take(lengths)
-    by_byte = words.view(np.uint8).reshape(-1, 8)
-    decimals = (by_byte[:, 6] == _POINT) + 2 * (by_byte[:, 5] == _POINT).astype(np.intp)
-    if decimals.max() > 2:
-        return None
-    after = words & _AFTER.take(decimals)
-    words &= _BEFORE.take(decimals)
-    words <<= _SHIFT.take(decimals)
-    words |= after
-    np.add(words, _WORD(0x7676767676767676), out=after)
-    after |= words
-    if np.bitwise_or.reduce(after) & _WORD(0x8080808080808080):  # a byte above 9
-        return None
-    # Pairs of digits become one number each, then pairs of these, then the two that are left.
-    for factor, shift, kept in ((10, 8, 0x00FF00FF00FF00FF), (100, 16, 0x0000FFFF0000FFFF), (10000, 32, 0xFFFFFFFF)):
-        np.right_shift(words, _WORD(shift), out=after)
-        words *= _WORD(factor)
-        words += after
-        words &= _WORD(kept)
-    words *= _SCALE.take(decimals)
-    return (words.view(np.int64), characters[ends]) if words.max() < 2**31 else None

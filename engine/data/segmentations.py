@@ -179,7 +179,8 @@ def polygon_columns(polygons: Ragged, per_row: np.ndarray, *, hundredths: bool =
     nothing = no_columns(0)
     whole, floats = np.ones(len(per_row), np.bool_), nothing.floats
     if not hundredths:
-        rounded = np.rint(polygons.values * 100)
+        with np.errstate(over="ignore"):
+            rounded = np.rint(polygons.values * 100)
         other = (rounded / 100 != polygons.values) | ~(rounded >= 0) | ~(rounded < 2**31)
         others = np.concatenate([[0], np.cumsum(other)])[polygons.offsets[np.concatenate([[0], np.cumsum(per_row)])]]
         whole = others[1:] == others[:-1]

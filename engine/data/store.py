@@ -87,6 +87,8 @@ def load_table(source: Path, build: Callable[[bytes], Table], *, version: int) -
     del content
     for place in places:
         with contextlib.suppress(OSError):
+            if place.parent.is_dir() and not place.parent.stat().st_mode & 0o222:
+                continue  # an administrator might write there, but nobody is meant to
             _write(place, table, described, after.st_mtime_ns)
             return _read(place, version=version, source=source) or table
     return table
@@ -101,14 +103,8 @@ def reopen(store: Store) -> Table | None:
 def _places(source: Path) -> list[Path]:
     """Where a store of this file may be, the best place first."""
     source = source.absolute()
-    places = [source.with_name(source.name + SUFFIX)] if _may_write(source.parent) else []
     named = f"{source.stem}-{hashlib.sha256(os.fsencode(source)).hexdigest()[:16]}{SUFFIX}"
-    return [*places, default_cache_dir() / "annotations" / named]
-
-
-def _may_write(folder: Path) -> bool:
-    """Whether this process may, and somebody is meant to: an administrator may write also what is for reading alone."""
-    return os.access(folder, os.W_OK) and bool(folder.stat().st_mode & 0o222)
+    return [source.with_name(source.name + SUFFIX), default_cache_dir() / "annotations" / named]
 
 
 # ---- Reading ----
