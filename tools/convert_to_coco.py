@@ -49,8 +49,9 @@ def main() -> None:
     from engine.data.converters import labelme, png_masks, yolo
     from engine.data.converters import voc as voc_xml
     from engine.data.converters.classes import read_classes
-    from engine.data.converters.coco_writer import data_arguments
+    from engine.data.converters.coco_writer import check_output, data_arguments
 
+    check_output(args.output)
     keep = args.unlabelled == "keep" or (args.unlabelled is None and args.format == "yolo")
     common = {"classes": read_classes(args.classes) if args.classes else None, "keep_unlabelled": keep}
     if args.format == "voc":

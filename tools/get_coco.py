@@ -6,7 +6,7 @@ python tools/get_coco.py --mini 300
 
 All of it is 20 GB (27 with test2017), and twice that while train2017.zip is unpacked. A download that was stopped goes on where
 it was when the command is given again; what is there already and whole is left as it is. With --mini, the annotations (250 MB)
-and N images of each split come, and the annotation files are cut to them; that takes 3 GB of memory for a moment.
+and N images of each split come, and the annotation files are cut to them; that takes 1.5 GB of memory.
 """
 
 import argparse

@@ -2,8 +2,9 @@
 
 import json
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -13,13 +14,15 @@ from PIL import Image
 
 from backbones.errors import UserError, did_you_mean
 from engine.data.converters.coco_writer import data_arguments, write_json
+from engine.data.cut import cut_coco
 from engine.data.download import GO_ON, WAITS, ask_version, download, megabytes
-from engine.data.unpack import check_free_space, check_sha256, unpack
+from engine.data.unpack import check_free_space, check_sha256, unpack, unpacked_size
 from engine.files import make_folder
 from engine.progress import Reporter
 
 URL = "http://images.cocodataset.org"
 SPLITS = ("train2017", "val2017", "test2017")
+_LARGE = 10**8  # bytes; what takes longer than a few seconds
 _MINI = "mini.json"  # the file that says of a folder that its annotation files are cut
 
 
@@ -231,16 +234,16 @@ def _fetch(folder: Path, archive: Archive, *, url: str, reporter: Reporter, wait
     size = ask_version(address, waits=waits).size
     if not path.is_file():
         reporter.line(f"{archive.name}: {megabytes(size or archive.size)} from {address}")
-        with reporter.bar(f"{archive.name}, MB", (size or archive.size) // 10**6) as show:
-            download(address, path, on_progress=lambda done: show(done // 10**6), on_note=reporter.line, waits=waits)
+        with _progress(reporter, archive.name, size or archive.size) as show:
+            download(address, path, on_progress=show, on_note=reporter.line, waits=waits)
     elif size is not None and path.stat().st_size != size:
         raise UserError(
             f"{path} has {path.stat().st_size} bytes, the server's {size}: it is not whole, or another version. "
             f"Delete it; or, if it is the beginning of the file, go on from there by naming it {path.name}.part."
         )
     if path.stat().st_size == archive.size:
-        with reporter.bar(f"SHA-256 of {archive.name}, MB", archive.size // 10**6) as show:
-            check_sha256(path, archive.sha256, on_progress=lambda done: show(done // 10**6))
+        with _progress(reporter, f"SHA-256 of {archive.name}", archive.size) as show:
+            check_sha256(path, archive.sha256, on_progress=show)
     else:
         reporter.line(
             f"{archive.name} has not the size of the published file: each file's CRC is checked, but not its SHA-256."
@@ -250,9 +253,26 @@ def _fetch(folder: Path, archive: Archive, *, url: str, reporter: Reporter, wait
 
 def _unpack(path: Path, folder: Path, *, reporter: Reporter) -> list[str]:
     reporter.line(f"{path.name}: unpacking")
-    total = path.stat().st_size // 10**6
-    with reporter.bar(f"unpacking {path.name}, MB", total) as show:
-        return unpack(path, folder, on_progress=lambda done: show(done // 10**6))
+    with _progress(reporter, f"unpacking {path.name}", unpacked_size(path)) as show:
+        return unpack(path, folder, on_progress=show)
+
+
+@contextmanager
+def _progress(reporter: Reporter, what: str, total: int) -> Iterator[Callable[[int], None]]:
+    """Shows how many bytes of `total` are done: a bar of megabytes on a terminal; elsewhere, of much, a line each tenth."""
+    tenths = 0
+
+    def in_lines(done: int) -> None:
+        nonlocal tenths
+        if done * 10 // total > tenths:
+            tenths = done * 10 // total
+            reporter.line(f"{what}: {megabytes(done)} of {megabytes(total)}")
+
+    with reporter.bar(f"{what}, MB", total // 10**6) as show:
+        if reporter.console.is_terminal:
+            yield lambda done: show(done // 10**6)
+        else:
+            yield in_lines if total >= _LARGE else lambda done: None
 
 
 def _instances(folder: Path, split: str) -> Path:
@@ -267,28 +287,25 @@ def _cut_annotations(archive: Path, folder: Path, split: str, recipe: dict[str, 
     count, seed = recipe["count"], recipe["seed"]
     whole = folder / "whole"
     ids: set[int] = set()
-    instances: dict[str, Any] = {}
+
+    def choose(images: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        if not ids:
+            if count > len(images):
+                raise UserError(f"{split} has {len(images)} images, not {count}.")
+            ids.update(random.Random(seed).sample(sorted(image["id"] for image in images), count))
+        return sorted((image for image in images if image["id"] in ids), key=lambda image: image["id"])
+
+    contents: dict[str, dict[str, Any]] = {}
     for kind in ("instances", "person_keypoints"):
         name = f"annotations/{kind}_{split}.json"
-        if not unpack(archive, whole, only=name.__eq__):
-            if kind == "instances":
-                raise UserError(f"{archive} has no {name}. Delete it, and fetch it from another mirror.")
-            continue
-        content = _read_json(whole / name)
-        if kind == "instances":
-            every = sorted(image["id"] for image in content["images"])
-            if count > len(every):
-                raise UserError(f"{split} has {len(every)} images, not {count}.")
-            ids = set(random.Random(seed).sample(every, count))
-            write_json(folder / _MINI, recipe)
-        content["images"] = sorted((image for image in content["images"] if image["id"] in ids), key=lambda image: image["id"])
-        content["annotations"] = [annotation for annotation in content["annotations"] if annotation["image_id"] in ids]
-        if kind == "instances":
-            instances = content
-        else:
-            write_json(folder / name, content)
-        (whole / name).unlink()
-    write_json(_instances(folder, split), instances)
+        if unpack(archive, whole, only=name.__eq__):
+            contents[kind] = cut_coco(whole / name, choose)
+            (whole / name).unlink()
+        elif kind == "instances":
+            raise UserError(f"{archive} has no {name}. Delete it, and fetch it from another mirror.")
+    write_json(folder / _MINI, recipe)
+    for kind in sorted(contents, reverse=True):
+        write_json(folder / "annotations" / f"{kind}_{split}.json", contents[kind])
     for empty in (whole / "annotations", whole):
         empty.rmdir()
 

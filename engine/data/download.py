@@ -172,7 +172,7 @@ def _fetch_rest(
 
 def _read(response: Any, url: str) -> bytes:
     try:
-        return response.read(_CHUNK)
+        return response.read1(_CHUNK)  # what has come so far: on a slow line, a whole chunk takes long
     except _BROKEN as error:
         raise _Refusal(
             f"The connection to {_host(url)} broke ({_words(error)}) while {url} was fetched.", passes=True

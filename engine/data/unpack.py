@@ -69,6 +69,15 @@ def unpack(
         raise UserError(f"{archive} cannot be unpacked into {folder} ({error.strerror or error}).") from None
 
 
+def unpacked_size(archive: Path) -> int:
+    """Bytes that an archive's files take; 0 where it is broken, which `unpack` tells."""
+    try:
+        with zipfile.ZipFile(archive) as content:
+            return sum(entry.file_size for entry in content.infolist())
+    except (OSError, zipfile.BadZipFile):
+        return 0
+
+
 def inner_path(entry: zipfile.ZipInfo, archive: Path) -> PurePosixPath:
     """Where an entry goes, relative to the folder it is unpacked into.
 

@@ -19,6 +19,7 @@ from engine.data.converters.classes import Classes
 from engine.data.masks import encode_mask, mask_area, to_rle
 from engine.files import make_folder
 
+_INFO = {"description": "written by tools/convert_to_coco.py"}
 _ORIENTATION = 0x0112  # EXIF's tag; 1 is upright
 
 
@@ -143,7 +144,8 @@ class CocoWriter:
             {"id": image.id, "file_name": image.file_name, "width": image.width, "height": image.height}
             for image in self.images
         ]
-        return {"images": images, "annotations": annotations, "categories": [{"id": i, "name": n} for n, i in ids.items()]}
+        categories = [{"id": number, "name": name} for name, number in ids.items()]
+        return {"info": _INFO, "images": images, "annotations": annotations, "categories": categories}
 
     def write(self, path: str | Path) -> None:
         """Write the COCO file, whole or not at all.
@@ -151,12 +153,13 @@ class CocoWriter:
         Raises:
             UserError: it cannot be written, or would hold no image or no class.
         """
+        check_output(path := Path(path))
         content = self.content()
         if not content["images"]:
             raise UserError(f"There is nothing to write: none of the images in {self.root} has labels.")
         if not content["categories"]:
             raise UserError(f"There is nothing to write: no object is left in {self.root}. {' '.join(self.summary())}")
-        write_json(Path(path), content)
+        write_json(path, content)
 
     def summary(self) -> list[str]:
         """What there is, and what was left out, in lines."""
@@ -202,6 +205,19 @@ class CocoWriter:
                 "segmentation": segmentation,
             }
         )
+
+
+def check_output(path: Path) -> None:
+    """Check that a COCO file may be written: nothing is there, or one that was written by us.
+
+    Raises:
+        UserError: something else is there, a file of labels for one.
+    """
+    ours = f'{{"info": {json.dumps(_INFO)}'.encode()
+    if path.is_file():
+        with path.open("rb") as file:
+            if file.read(len(ours)) not in (ours, b""):
+                raise UserError(f"{path} is there, and was not written by this tool. Name another file, or delete it.")
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:

@@ -76,6 +76,6 @@ def check_size(stated: tuple[int, int], actual: tuple[int, int], *, where: str, 
     if stated != actual:
         turned = " The sides are swapped: a viewer may have turned the picture (EXIF)." if stated == actual[::-1] else ""
         raise UserError(
-            f"{where} states {stated[0]} x {stated[1]} pixels, but {image} has {actual[0]} x {actual[1]}. The labels would be "
+            f"{where} is for {stated[0]} x {stated[1]} pixels, but {image} has {actual[0]} x {actual[1]}. The labels would be "
             f"misplaced: find the image that was labelled, or put the size right.{turned}"
         )

@@ -206,9 +206,10 @@ def _split_images(content: dict[str, object], yaml_file: Path, split: str, label
             raise UserError(f"{yaml_file}: {split} names {item}, but there is neither a folder nor a list at {place}.")
     if not paths:
         raise UserError(f"{yaml_file}: {split} names no images.")
-    root = (
-        folders[0] if len(folders) == 1 and not isinstance(named, list) else Path(os.path.commonpath([p.parent for p in paths]))
-    )
+    paths = [path.absolute() for path in paths] if any(path.is_absolute() for path in paths) else paths
+    paths = list(dict.fromkeys(paths))  # folders and lists may overlap
+    one_folder = len(folders) == 1 and not isinstance(named, list)
+    root = folders[0] if one_folder else Path(os.path.commonpath([path.parent for path in paths]))
     return YoloImages(root, paths, labels)
 
 

@@ -177,6 +177,20 @@ def test_an_image_that_a_viewer_turns_is_told_of(writer, add_image):
     assert str(path) in writer.summary()[-1]
 
 
+def test_files_of_others_are_not_replaced(writer, tmp_path):
+    writer.add_box(writer.images[0], "cat", (1, 1, 3, 3), where="box")
+    path = tmp_path / "coco.json"
+    for text in ('{"shapes": []}', '{"images": [], "annotations": []}', "x" * 9000):
+        path.write_text(text)
+        with pytest.raises(UserError, match=r"coco\.json is there, and was not written by this tool"):
+            writer.write(path)
+        assert path.read_text() == text
+    path.write_text("")
+    writer.write(path)
+    writer.write(path)
+    assert load_annotations(path).boxes.tolist() == [[1, 1, 3, 3]]
+
+
 def test_what_cannot_be_written_is_said(tmp_path):
     with pytest.raises(UserError, match="is a folder"):
         write_json(tmp_path, {})

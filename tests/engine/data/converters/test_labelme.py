@@ -172,7 +172,7 @@ def test_files_that_are_malformed(labelme, text, message):
 
 
 def test_an_image_of_another_size_or_none(labelme, tmp_path):
-    with pytest.raises(UserError, match=r"a\.json states 61 x 40 pixels, but .*a\.jpg has 60 x 40"):
+    with pytest.raises(UserError, match=r"a\.json is for 61 x 40 pixels, but .*a\.jpg has 60 x 40"):
         labelme(shape(), fields={"imageWidth": 61})
     (tmp_path / "photos/b.json").write_text(json.dumps({"shapes": [], "imagePath": "gone.png"}))
     with pytest.raises(UserError, match=r"b\.json: there is no image b\.\* in .*photos, nor gone\.png, which it states"):

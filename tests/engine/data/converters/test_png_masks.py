@@ -185,7 +185,7 @@ def test_an_empty_map_is_an_image_without_objects_and_no_map_is_no_image(put, ad
 def test_a_mask_of_another_size(put, add_image, tmp_path):
     add_image("images/a.png")
     put("maps/a.png", MAP.T)
-    with pytest.raises(UserError, match=r"maps/a\.png states 40 x 60 pixels, but .*images/a\.png has 60 x 40.*swapped"):
+    with pytest.raises(UserError, match=r"maps/a\.png is for 40 x 60 pixels, but .*images/a\.png has 60 x 40.*swapped"):
         convert_masks(tmp_path / "images", tmp_path / "maps")
 
 

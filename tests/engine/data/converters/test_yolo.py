@@ -220,6 +220,14 @@ def test_lists_of_folders_and_of_files(data_set, tmp_path):
     assert [found["name"] for found in writer.objects] == ["dog", "cat"]
 
 
+def test_lists_with_absolute_paths_and_images_named_twice(data_set, tmp_path):
+    (tmp_path / "set/list.txt").write_text(f"{tmp_path}/set/images/val/0.jpg\nimages/train/0.jpg\n")
+    data_set(train=["images/train", "list.txt"])
+    writer = convert_yolo(Path("set/data.yaml"))  # named by a relative path
+    assert [image.file_name for image in writer.images] == ["train/0.jpg", "train/1.jpg", "val/0.jpg"]
+    assert len(writer.objects) == 3
+
+
 def test_mistakes_in_the_yaml_file(data_set):
     with pytest.raises(UserError, match=r"data\.yaml: train names pictures, but there is neither"):
         convert_yolo(data_set(train="pictures"))
