@@ -4,6 +4,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import torch
 from PIL import Image
@@ -12,6 +13,7 @@ from torch.utils.data import Dataset
 
 from backbones.errors import UserError
 from engine.data.annotations import Annotations
+from engine.data.instances import mask_areas
 from engine.data.masks import decode_segmentation
 from engine.data.pipeline import Augmentation
 from engine.data.sampling import repeat_factors
@@ -81,7 +83,7 @@ class CocoDataset(Dataset[Sample]):
         }
         target["image_id"] = torch.tensor(self.annotations.image_ids[index])
         target["seed"] = seed
-        return torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1))), target
+        return torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1), target  # no copy: the model makes one anyway
 
     def raw_sample(self, index: int) -> tuple[np.ndarray, dict[str, np.ndarray]]:
         """Image `index` and its columns, as `read_image` and `instances` give them.
@@ -137,9 +139,11 @@ class CocoDataset(Dataset[Sample]):
         masks = None
         if self.with_masks:
             decoded = [self._mask(index, row) for row in rows]
-            rows = np.array([row for row, mask in zip(rows, decoded, strict=True) if mask.any()], np.int64)
-            height, width = int(table.heights[index]), int(table.widths[index])
-            masks = np.array([mask for mask in decoded if mask.any()], np.uint8).reshape(-1, height, width)
+            there = mask_areas([mask.T for mask in decoded]) > 0
+            rows, decoded = rows[there], [mask for mask, is_there in zip(decoded, there, strict=True) if is_there]
+            masks = np.empty((len(decoded), int(table.heights[index]), int(table.widths[index])), np.uint8)
+            for mask, place in zip(decoded, masks, strict=True):
+                cv2.transpose(mask.T, dst=place)  # run lengths go down the columns, and so does what they decode to
         columns = {
             "boxes": table.boxes[rows],
             "labels": table.labels[rows],
@@ -180,7 +184,7 @@ def read_image(path: Path, *, listed_in: str = "the annotations") -> np.ndarray:
                 return np.repeat(grey[:, :, None], 3, axis=2)
             if image.mode == "P" and "transparency" in image.info:
                 image = image.convert("RGBA")  # type: ignore[assignment]
-            return np.array(image.convert("RGB"))
+            return np.array(image if image.mode == "RGB" else image.convert("RGB"))
     except FileNotFoundError:
         raise UserError(f"There is no image file {path}.") from None
     # Pillow's errors for broken files, and for ones so large that they look like an attack.
