@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from torch import nn
 from backbones import Backbone, build_backbone, build_fpn_backbone
 from backbones.errors import UserError
 from engine.config import BackboneConfig, CocoFiles, PyramidConfig, RunConfig
+from engine.data.annotations import Annotations, load_annotations
 from engine.data.sampler import GlobalBatchSampler
 from engine.data.sampling import RepeatsImages
 from engine.data.sources import DATASETS, CocoPaths, Split, find_paths
@@ -74,6 +76,23 @@ def find_data(source: str | CocoFiles, *, split: Split, world: World | None = No
     if world is not None and world.is_main:
         world.barrier()
     return paths
+
+
+def read_annotations(path: Path, *, world: World | None = None) -> Annotations:
+    """`load_annotations`, by the main process first: of a large file the others then map what it has stored.
+
+    Raises:
+        UserError: as `load_annotations`, on every process.
+    """
+    if world is None:
+        return load_annotations(path)
+    if not world.is_main:
+        world.barrier()
+    try:
+        return load_annotations(path)
+    finally:
+        if world.is_main:
+            world.barrier()
 
 
 def check_processes(config: RunConfig, world: World) -> None:

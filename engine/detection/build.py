@@ -4,8 +4,7 @@ import numpy as np
 from torch import nn
 
 from backbones.errors import UserError
-from engine.build import build_pyramid, find_data
-from engine.data.annotations import load_annotations
+from engine.build import build_pyramid, find_data, read_annotations
 from engine.data.augmentations import RESIZING, build_steps
 from engine.data.dataset import CocoDataset
 from engine.data.mixing import SampleStep
@@ -61,7 +60,8 @@ def build_training_set(config: DetectionConfig, *, world: World | None = None) -
     """
     paths = find_data(config.data.train, split="train", world=world)
     classes = config.data.classes
-    annotations = select(load_annotations(paths.annotations), classes=classes, drop_empty=config.data.drop_empty_images)
+    annotations = read_annotations(paths.annotations, world=world)
+    annotations = select(annotations, classes=classes, drop_empty=config.data.drop_empty_images)
     kinds = besides_boxes(config.model.head.name)
     with_masks, with_keypoints = "masks" in kinds, "keypoints" in kinds
     if with_masks and not annotations.has_masks:
@@ -115,5 +115,5 @@ def build_validation_set(config: DetectionConfig, *, world: World | None = None)
         UserError: files that are missing or malformed, classes that are not there.
     """
     paths = find_data(config.data.val, split="val", world=world)
-    annotations = select(load_annotations(paths.annotations), classes=config.data.classes)
+    annotations = select(read_annotations(paths.annotations, world=world), classes=config.data.classes)
     return CocoDataset(paths.images, annotations, seed=config.seed)

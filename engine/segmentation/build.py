@@ -3,9 +3,9 @@
 from pathlib import Path
 
 from backbones.errors import UserError, did_you_mean
-from engine.build import build_body, build_pyramid, find_data
+from engine.build import build_body, build_pyramid, find_data, read_annotations
 from engine.config import CocoFiles
-from engine.data.annotations import Annotations, Category, load_annotations
+from engine.data.annotations import Annotations, Category
 from engine.data.augmentations import RESIZING
 from engine.data.sources import Split
 from engine.distributed import World
@@ -134,7 +134,7 @@ def _build_source(config: SegmentationConfig, split: Split, *, world: World | No
         paths = find_data(CocoFiles(images=named.images, annotations=named.annotations), split=split)
     else:
         paths = find_data(named, split=split, world=world)
-    annotations = load_annotations(paths.annotations)
+    annotations = read_annotations(paths.annotations, world=world)
     if not annotations.has_masks:
         raise UserError(
             f"{paths.annotations} has no masks (`segmentation`), of which label maps are painted. "

@@ -10,6 +10,7 @@ from torch import nn
 from torch.optim.lr_scheduler import CosineAnnealingLR, MultiStepLR, PolynomialLR
 
 import backbones.registry
+import engine.build
 from backbones.errors import UserError
 from backbones.fpn import FpnBackbone
 from engine.build import (
@@ -20,6 +21,7 @@ from engine.build import (
     build_training_sampler,
     check_processes,
     find_data,
+    read_annotations,
 )
 from engine.config import BackboneConfig, CocoFiles, PyramidConfig
 from engine.data.sources import DATASETS, CocoPaths
@@ -106,6 +108,35 @@ def test_an_embedded_set_is_rendered_by_the_main_process_first(monkeypatch, tmp_
     monkeypatch.setattr(DATASETS, "_constructors", {"own": render})
     assert find_data("own", split="val", world=Process()) == CocoPaths(tmp_path, tmp_path / "file")
     assert order == expected
+
+
+@pytest.mark.parametrize(("is_main", "expected"), [(True, ["load", "wait"]), (False, ["wait", "load"])])
+def test_annotations_are_read_by_the_main_process_first_and_refused_by_all(monkeypatch, tmp_path, is_main, expected):
+    order = []
+
+    class Process:
+        def __init__(self):
+            self.is_main = is_main
+
+        def barrier(self):
+            order.append("wait")
+
+    def load(path):
+        order.append("load")
+        if not path.exists():
+            raise UserError("no such file")
+        return path
+
+    monkeypatch.setattr(engine.build, "load_annotations", load)
+    assert read_annotations(tmp_path, world=Process()) == tmp_path
+    assert order == expected
+    order.clear()
+    with pytest.raises(UserError, match="no such file"):
+        read_annotations(tmp_path / "no.json", world=Process())
+    assert order == expected
+    order.clear()
+    assert read_annotations(tmp_path) == tmp_path
+    assert order == ["load"]
 
 
 # ---- Processes ----
