@@ -1,4 +1,4 @@
-"""Charts as SVG text. Colours and type come from the page's style sheet, so that they follow it into the dark and into print."""
+"""Charts as SVG text. Colours and type come from the page's style sheet, so that they follow it into night and print."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -49,8 +49,8 @@ def line_chart(
 def legend(lines: Sequence[Line]) -> str:
     """What the lines are, as HTML: it wraps on a narrow page."""
     keys = [
-        f'<li><svg class="key" viewBox="0 0 22 10" aria-hidden="true"><line class="line {line.style}" x1="1" x2="21" y1="5" y2="5"/>'
-        f"</svg>{escape(line.label)}</li>"
+        '<li><svg class="key" viewBox="0 0 22 10" aria-hidden="true">'
+        f'<line class="line {line.style}" x1="1" x2="21" y1="5" y2="5"/></svg>{escape(line.label)}</li>'
         for line in lines
         if line.label
     ]
@@ -59,7 +59,7 @@ def legend(lines: Sequence[Line]) -> str:
 
 def bar_chart(rows: Sequence[tuple[str, float, str]], *, title: str, most: float | None = None, style: str = "b1") -> str:
     """Horizontal bars of (label, value, the text at its end), scaled to `most` or to the largest."""
-    left, right, step = 150, 420, 26
+    left, right, step = 160, 400, 26
     scale = most or max((value for _, value, _ in rows), default=0) or 1.0
     parts = []
     for i, (label, value, text) in enumerate(rows):
@@ -89,7 +89,7 @@ def interval_chart(rows: Sequence[tuple[str, float, float, float, str]], *, titl
         parts.append(f'<circle class="dot {style}" cx="{place(value):.1f}" cy="{y}" r="4.5"/>')
         parts.append(f'<text class="value" x="{right + 12}" y="{y + 4}">{escape(text)}</text>')
     for value in (-reach / 1.05, 0.0, reach / 1.05):
-        tick = f"{value:+.3f}" if value else "0"
+        tick = f"{value:+.3f}".replace("-", "−") if value else "0"
         parts.append(f'<text class="tick" x="{place(value):.1f}" y="{bottom + 16}" text-anchor="middle">{tick}</text>')
     return _svg(560, bottom + 24, parts, title)
 
@@ -117,10 +117,11 @@ def reliability_chart(
     return _svg(512, 318, parts, title) + legend(lines)
 
 
-def heat_map(matrix: np.ndarray, names: Sequence[str], *, title: str) -> str:
-    """A confusion matrix (N, N) of counts, true class by predicted; shades are shares of a row, the corner is left empty.
+def heat_map(matrix: np.ndarray, shares: np.ndarray, names: Sequence[str], *, title: str) -> str:
+    """A confusion matrix (N, N) of counts, true class by predicted; what is 0 is left empty.
 
     Args:
+        shares: (N, N) how dark a cell is, 0 to 1.
         names: of the rows and columns.
     """
     count = len(names)
@@ -129,7 +130,6 @@ def heat_map(matrix: np.ndarray, names: Sequence[str], *, title: str) -> str:
     left = 12 + round(0.56 * font * max((len(_cut(name, 20)) for name in names), default=0)) + 24
     top = left - 14 if cell < 56 or max(map(len, names)) > 8 else 46
     turned = top != 46
-    shares = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
     parts = [
         f'<text class="axis" x="{left + count * cell / 2}" y="12" text-anchor="middle">predicted</text>',
         f'<text class="axis" transform="translate(12 {top + count * cell / 2}) rotate(-90)" text-anchor="middle">true</text>',
@@ -148,7 +148,8 @@ def heat_map(matrix: np.ndarray, names: Sequence[str], *, title: str) -> str:
         style = "right" if i == j else "wrong"
         x, y = left + j * cell, top + i * cell
         parts.append(
-            f'<rect class="heat {style}" x="{x}" y="{y}" width="{cell}" height="{cell}" fill-opacity="{0.08 + 0.92 * share:.2f}">'
+            f'<rect class="heat {style}" x="{x}" y="{y}" width="{cell}" height="{cell}" '
+            f'fill-opacity="{0.08 + 0.92 * share:.2f}">'
             f"<title>{escape(names[i])} taken for {escape(names[j])}: {matrix[i, j]} ({share:.0%})</title></rect>"
         )
         if cell >= 34 or count <= 13:
@@ -190,14 +191,15 @@ def _grid(
 def _axis_labels(left: float, right: float, top: float, bottom: float, x_label: str, y_label: str) -> str:
     return (
         f'<text class="axis" x="{(left + right) / 2}" y="{bottom + 38}" text-anchor="middle">{escape(x_label)}</text>'
-        f'<text class="axis" transform="translate(14 {(top + bottom) / 2}) rotate(-90)" text-anchor="middle">{escape(y_label)}</text>'
+        f'<text class="axis" transform="translate(14 {(top + bottom) / 2}) rotate(-90)" text-anchor="middle">'
+        f"{escape(y_label)}</text>"
     )
 
 
 def _svg(width: float, height: float, parts: Sequence[str], title: str) -> str:
     return (
         f'<svg class="chart" xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width:g} {height:g}" '
-        f'style="max-width:{width * 1.25:.0f}px" role="img"><title>{escape(title)}</title>{"".join(parts)}</svg>'
+        f'style="max-width:{width:.0f}px" role="img"><title>{escape(title)}</title>{"".join(parts)}</svg>'
     )
 
 

@@ -34,7 +34,7 @@ class Comparison:
     confidence: float
 
 
-def compare(this: Matched, other: Matched, *, resamples: int = 1000, seed: int = 0, confidence: float = 0.95) -> Comparison:
+def compare(this: Matched, other: Matched, *, resamples: int = 500, seed: int = 0, confidence: float = 0.95) -> Comparison:
     """Compare two results on the same truth by a paired bootstrap over its images (the percentile interval).
 
     Args:

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from engine.detection.coco_eval import IouType
-from engine.detection.report.matching import MATCH_IOU, Matched, Outcome, classes_of
+from engine.detection.report.matching import Matched, Outcome, classes_of
 
 RECALLS = np.linspace(0, 1, 101)
 USUAL_THRESHOLD = 0.5
@@ -26,6 +26,10 @@ class ClassFigures:
     ap50: float
     ap75: float
     recall: float
+    threshold: float  # of the best F1, IoU 0.5
+    f1: float  # at that threshold
+    found: float  # share of the objects that is found there
+    found_at_common: float  # and at the threshold of all classes
     curve: np.ndarray  # (101,) precision at RECALLS, IoU 0.5
 
 
@@ -113,7 +117,7 @@ def figures_of(matched: Matched, *, threshold: float | None = None) -> Figures:
         objects=len(matched.objects),
         crowds=sum(annotation["iscrowd"] for annotation in matched.truth["annotations"]),
         detections=len(matched.rows),
-        classes=_class_figures(matched),
+        classes=_class_figures(matched, chosen),
         curves={round(iou, 2): _mean_curve(precision[i]) for i, iou in enumerate(matched.diagnoser.params.iou_thrs)},
         sizes=_size_figures(matched),
         thresholds=by_threshold,
@@ -180,25 +184,30 @@ def confusion_matrix(outcomes: list[Outcome], categories: list[dict[str, Any]]) 
     for outcome in outcomes:
         correct = classes_of(outcome.correct, categories)
         np.add.at(matrix, (correct, correct), 1)
-        np.add.at(matrix, (classes_of(outcome.missed, categories), size - 1), 1)
-        np.add.at(matrix, (size - 1, classes_of(outcome.false, categories)), 1)
+        matrix[:-1, -1] += np.bincount(classes_of(outcome.missed, categories), minlength=size - 1)
+        matrix[-1, :-1] += np.bincount(classes_of(outcome.false, categories), minlength=size - 1)
         true = classes_of([annotation for annotation, _ in outcome.confused], categories)
         np.add.at(matrix, (true, classes_of([row for _, row in outcome.confused], categories)), 1)
     return matrix
 
 
-def _class_figures(matched: Matched) -> list[ClassFigures]:
+def _class_figures(matched: Matched, common: float) -> list[ClassFigures]:
     precision, recall = matched.diagnoser.eval["precision"], matched.diagnoser.eval["recall"]
     ious = [round(iou, 2) for iou in matched.diagnoser.params.iou_thrs]
     count = len(matched.categories)
     objects = np.bincount(classes_of(matched.objects, matched.categories), minlength=count)
-    detections = np.bincount(classes_of(matched.rows, matched.categories), minlength=count)
+    of_row = classes_of(matched.rows, matched.categories)
+    detections = np.bincount(of_row, minlength=count)
     places = classes_of(matched.objects, matched.categories).tolist()
     pairs = {(place, a["image_id"]) for place, a in zip(places, matched.objects, strict=True)}
     images = np.bincount(np.array([place for place, _ in pairs], np.int64), minlength=count)
     figures = []
     for k, name in enumerate(matched.class_names):
         curve = precision[ious.index(0.5), :, k, 0, -1]
+        own = of_row == k
+        by = threshold_figures(matched.scores[own], matched.is_right[own], objects=int(objects[k]))
+        best = int(by.f1.argmax())
+        right_at_common = ((matched.is_right == 1) & own & (matched.scores >= common)).sum()
         figures.append(
             ClassFigures(
                 name=name,
@@ -209,6 +218,10 @@ def _class_figures(matched: Matched) -> list[ClassFigures]:
                 ap50=_mean(curve),
                 ap75=_mean(precision[ious.index(0.75), :, k, 0, -1]),
                 recall=_mean(recall[:, k, 0, -1]),
+                threshold=by.best,
+                f1=float(by.f1[best]),
+                found=float(by.recall[best]),
+                found_at_common=float(right_at_common / max(objects[k], 1)),
                 curve=curve,
             )
         )
@@ -229,7 +242,7 @@ def _size_figures(matched: Matched) -> list[SizeFigures]:
 
 
 def _error_figures(matched: Matched) -> ErrorFigures:
-    found = matched.diagnoser.tide_errors(pos_thr=MATCH_IOU, bg_thr=0.1)
+    found = matched.tide_errors()
     gains = found["delta_ap"]
     return ErrorFigures(
         counts={kind: int(found["counts"][kind]) for kind in ERROR_KINDS},

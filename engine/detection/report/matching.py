@@ -8,8 +8,8 @@ from typing import Any
 
 import hotcoco
 import numpy as np
+from hotcoco import mask as mask_api
 
-from engine.data.masks import mask_api
 from engine.detection.coco_eval import CocoScore, IouType, ScoreOptions, keypoint_truth, scores_of, sigmas_of
 
 Rows = list[dict[str, Any]]
@@ -51,15 +51,17 @@ class Matched:
             options=options,
         )
         self.class_names = list(self.score.per_class)
-        # Of the diagnoses' evaluator; of eval["precision"] the axes are IoUs, recalls, classes, areas, numbers of detections.
-        if options.iou_thresholds is not None:
-            self.diagnoser = self._evaluate(replace(options, iou_thresholds=None))
-        else:
-            self.diagnoser = self.evaluator
+        self._usual = replace(options, iou_thresholds=None)
+        # Of the axes of eval["precision"]: IoUs, recalls, classes, areas, numbers of detections.
+        self.diagnoser = self.evaluator if options.iou_thresholds is None else self._evaluate(self._usual)
 
-    def _evaluate(self, options: ScoreOptions) -> Any:
-        truth = hotcoco.COCO(self.truth)
-        detections = truth.load_res(self.rows)
+    def _evaluate(self, options: ScoreOptions, *, without_crowds: bool = False) -> Any:
+        content, rows = self.truth, self.rows
+        if without_crowds:
+            content = {**content, "annotations": [a for a in content["annotations"] if not a["iscrowd"]]}
+            rows = [rows[i] for i in np.flatnonzero(self.is_right >= 0)]
+        truth = hotcoco.COCO(content)
+        detections = truth.load_res(rows)
         if options.style == "lvis":
             evaluator = hotcoco.LVISeval(truth, detections, self.iou_type)
         else:
@@ -96,6 +98,12 @@ class Matched:
     def row_of_object(self) -> dict[int, int]:
         """The row that an annotation is matched with at IoU 0.5, by the annotation's id."""
         return {annotation: row - 1 for annotation, row in self._diagnosis["gt_match"].items()}
+
+    def tide_errors(self) -> dict[str, Any]:
+        """hotcoco's, of what counts alone: it would take a detection near a crowd region for one that is placed badly."""
+        crowded = any(annotation["iscrowd"] for annotation in self.truth["annotations"])
+        evaluator = self._evaluate(self._usual, without_crowds=True) if crowded else self.diagnoser
+        return evaluator.tide_errors(pos_thr=MATCH_IOU, bg_thr=0.1)
 
     def outcomes(self, threshold: float) -> list["Outcome"]:
         """What became of each image's objects and of its detections that score `threshold` or more, in the images' order.
@@ -167,10 +175,12 @@ class Outcome:
 def overlap(rows: Rows, annotations: Rows, *, iou_type: IouType, size: tuple[int, int]) -> np.ndarray:
     """(rows, annotations): the IoU of boxes, or of masks in an image of `size` (H, W)."""
     if iou_type == "bbox":
-        boxes = [np.array([entry["bbox"] for entry in entries], np.float64) for entries in (rows, annotations)]
-        return mask_api.iou(*boxes, [0] * len(annotations))
-    masks = [[as_rle(entry["segmentation"], size) for entry in entries] for entries in (rows, annotations)]
-    return mask_api.iou(*masks, [0] * len(annotations))
+        of_rows, of_annotations = (
+            np.array([entry["bbox"] for entry in entries], np.float64) for entries in (rows, annotations)
+        )
+        return mask_api.iou(of_rows, of_annotations, [0] * len(annotations))
+    predicted, true = ([as_rle(entry["segmentation"], size) for entry in entries] for entries in (rows, annotations))
+    return mask_api.iou(predicted, true, [0] * len(annotations))
 
 
 def as_rle(segmentation: Any, size: tuple[int, int]) -> dict[str, Any]:

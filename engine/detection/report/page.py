@@ -64,8 +64,8 @@ a{color:var(--link)}
 section{margin-top:2.5rem;padding-top:1.25rem;border-top:1px solid var(--rule)}
 h2.chapter+section{border-top:0;margin-top:0}
 dl{margin:0}
-.facts{display:grid;grid-template-columns:repeat(auto-fit,minmax(13rem,1fr));gap:.4rem 1.5rem}
-.facts dt,.tiles dt{font-size:.8rem;color:var(--soft)}
+.facts{font-size:.92rem}.facts div{display:flex;gap:1rem}.facts dt{flex:0 0 7.5rem;color:var(--soft)}
+.tiles dt{font-size:.8rem;color:var(--soft)}
 .facts dd{margin:0;overflow-wrap:anywhere}
 nav{margin-top:1.5rem;padding:.6rem 0;border-block:1px solid var(--rule);font-size:.9rem}
 nav div{display:flex;flex-wrap:wrap;gap:.2rem 1rem}
@@ -112,12 +112,15 @@ th[aria-sort=ascending] button::after{content:" ↑"}
 .legend li{overflow-wrap:anywhere}
 .key{width:22px;height:10px;margin-right:.4rem}
 .worst{padding-top:.6rem}
-.panels{display:grid;grid-template-columns:repeat(3,1fr);gap:.6rem}
+.panels{display:grid;grid-template-columns:repeat(3,1fr);gap:.6rem;
+width:min(96vw,120rem);margin-inline:calc(50% - min(48vw,60rem))}
 .panels span{display:block;font-size:.8rem;color:var(--soft)}
 .panels img{display:block;width:100%;height:auto;background:var(--panel)}
-@media (max-width:40rem){body{padding:1.25rem 1rem 3rem}.panels{grid-template-columns:1fr}.chart{font-size:15px}.tick{font-size:14px}
+@media (max-width:40rem){body{padding:1.25rem 1rem 3rem}
+.panels{grid-template-columns:1fr}.chart{font-size:15px}.tick{font-size:14px}
 .tiles{gap:.75rem 1.6rem}.tiles dd{font-size:1.7rem}}
-@media print{:root{--paper:#fff;--ink:#000;--soft:#444;--rule:#bbb;--panel:#fff;--s1:#0072b2;--s2:#c44e00;--s3:#00805c;--s4:#a8447f;
+@media print{:root{--paper:#fff;--ink:#000;--soft:#444;--rule:#bbb;--panel:#fff;
+--s1:#0072b2;--s2:#c44e00;--s3:#00805c;--s4:#a8447f;
 --s5:#8a6a00;--bar:#3b7fb0;--bar3:#c9702b;--heat:#0072b2;--wrong:#c44e00;--link:#000}
 body{max-width:none;padding:0;font-size:10pt;-webkit-print-color-adjust:exact;print-color-adjust:exact}
 nav{display:none}figure,tr{break-inside:avoid}h2{break-after:avoid}.scroll{overflow:visible}.on-dark{fill:#fff}

@@ -15,7 +15,7 @@ from engine.detection.report.figures import Figures, figures_of
 from engine.detection.report.matching import Matched
 from engine.detection.report.page import Chapter, page
 from engine.detection.report.sections import sections_of
-from engine.detection.report.wording import KIND_TITLES, count
+from engine.detection.report.wording import KIND_TITLES
 from engine.detection.report.worst import draw_worst
 from engine.detection.results import check_results, read_results, rows_of_type
 from engine.files import make_folder
@@ -67,7 +67,7 @@ def write_report(
     options: ScoreOptions | None = None,
     threshold: float | None = None,
     num_pictures: int = 12,
-    resamples: int = 1000,
+    resamples: int = 500,
     seed: int = 0,
 ) -> Path:
     """Write `report.html`, which needs no other file; beside it `pictures/<type>/*.png` and `figures.json`, all its numbers.
@@ -121,7 +121,7 @@ def write_report(
         ("results", ", ".join(map(str, results.files.values()))),
         ("annotations", str(annotations)),
         ("images", f"{len(truth['images']):,}"),
-        ("classes", count(len(truth["categories"]), "class", "classes")),
+        ("classes", f"{len(truth['categories']):,}"),
     ]
     if against is not None:
         facts.append(("compared with", ", ".join(map(str, against.files.values()))))

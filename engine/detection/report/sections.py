@@ -81,14 +81,15 @@ def _classes(figures: Figures) -> str:
     empty = [figure for figure in figures.classes if not figure.objects]
     caption = (
         f"The best AP first. The curve is precision over recall at {OVERLAP[figures.kind]} 0.5: one that ends early misses "
-        "objects, one that sinks early has confident false detections. The AP of a class with a few dozen objects is rough."
+        "objects, one that sinks early has confident false detections. F1 is the best that a score threshold gives, and that "
+        "threshold. The AP of a class with a few dozen objects is rough."
     )
     if empty:
         caption += (
             f" {count(len(empty), 'class has', 'classes have')} nothing to find and no AP; false detections of "
             f"{'it' if len(empty) == 1 else 'them'} cost nothing in AP."
         )
-    heads = ["class", "AP", "AP50", "AP75", "AR", "objects", "images", "detections", "curve"]
+    heads = ["class", "AP", "AP50", "AP75", "AR", "threshold", "F1", "objects", "images", "detections", "curve"]
     return _table(heads, rows, text_columns=1, caption=caption, sortable=True)
 
 
@@ -98,7 +99,8 @@ def _class_row(figure: ClassFigures) -> list[str]:
         name += ' <span class="note">nothing to find</span>'
     scores = [number(value) for value in (figure.ap, figure.ap50, figure.ap75, figure.recall)]
     amounts = [f"{value:,}" for value in (figure.objects, figure.images, figure.detections)]
-    return [name, *scores, *amounts, charts.spark_line(figure.curve) if figure.ap > -1 else ""]
+    best = [f"{figure.threshold:.2f}", f"{figure.f1:.3f}"] if figure.f1 else ["–", "–"]
+    return [name, *scores, *best, *amounts, charts.spark_line(figure.curve) if figure.ap > -1 else ""]
 
 
 def _curves(figures: Figures) -> str:
@@ -110,9 +112,8 @@ def _curves(figures: Figures) -> str:
         for iou, style in styles.items()
         if iou in figures.curves
     ]
-    labels = {"x_label": "recall", "y_label": "precision"}
     html = _figure(
-        charts.line_chart(lines, title="Precision over recall", **labels),
+        charts.line_chart(lines, title="Precision over recall", x_label="recall", y_label="precision"),
         f"Mean over the classes, at each {overlap} from 0.50 (top) to 0.95. The area under a line is its AP. Lines far "
         "apart: objects are found, but not placed exactly. All ending early: objects are missed.",
     )
@@ -121,7 +122,7 @@ def _curves(figures: Figures) -> str:
         chosen = sorted(scored, key=lambda figure: figure.ap50)[:_MOST_LINES]
         which = "Each class" if len(chosen) == len(scored) else f"The {len(chosen)} classes of the lowest AP50"
         lines = [Line(RECALLS, c.curve, f"s{i}", f"{c.name}: AP50 {number(c.ap50)}") for i, c in enumerate(chosen, start=1)]
-        chart = charts.line_chart(lines, title="Precision over recall by class", **labels)
+        chart = charts.line_chart(lines, title="Precision over recall by class", x_label="recall", y_label="precision")
         html += _figure(chart, f"{which}, at {overlap} 0.5.")
     return f'<div class="pair">{html}</div>'
 
@@ -141,8 +142,8 @@ def _threshold(figures: Figures) -> str:
     which = "where F1 is highest" if figures.threshold == by.best else "which was asked for"
     return _figure(
         chart,
-        f"All classes together, {OVERLAP[figures.kind]} 0.5. The dashed line is the threshold {which}; the confusion matrix and "
-        "the worst images below use it. To miss less, go left; to be wrong less often, go right.",
+        f"All classes together, {OVERLAP[figures.kind]} 0.5. The dashed line is the threshold {which}; the confusion matrix "
+        "and the worst images below use it. To miss less, go left; to be wrong less often, go right.",
     )
 
 
@@ -196,19 +197,23 @@ def _confusion(figures: Figures) -> str:
         which = f"The {_MOST_CLASSES_DRAWN} classes most often confused. {which}"
     kept = [*order.tolist(), len(names)]
     shown = [*(names[i] for i in order), "nothing"]
-    chart = charts.heat_map(matrix[np.ix_(kept, kept)], shown, title="Confusion matrix")
+    chosen = np.ix_(kept, kept)
+    shares = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
+    chart = charts.heat_map(matrix[chosen], shares[chosen], shown, title="Confusion matrix")
     caption = (
-        f"{which}, for detections that score {figures.threshold:.2g} or more and lie on an object with IoU 0.5 or more. The last "
-        "column counts missed objects, the last row detections where no object is. Shades are shares of a row."
+        f"{which}, for detections that score {figures.threshold:.2g} or more and lie on an object with IoU 0.5 or more. The "
+        "last column counts missed objects, the last row detections where no object is. Shades are shares of a row."
     )
     html = _figure(chart, caption)
     pairs = sorted(zip(*np.nonzero(between), strict=True), key=lambda pair: -between[pair])[:10]
-    rows = [
-        [escape(names[i]), escape(names[j]), f"{between[i, j]:,}", f"{between[i, j] / matrix[i].sum():.0%}"] for i, j in pairs
-    ]
+    rows = [[escape(names[i]), escape(names[j]), f"{between[i, j]:,}", _share(shares[i, j])] for i, j in pairs]
     if not rows:
         return html + "<p>No object was taken for one of another class.</p>" if len(names) > 1 else html
     return html + _table(["true", "predicted", "count", "of the true class"], rows, text_columns=2)
+
+
+def _share(value: float) -> str:
+    return "&lt;1%" if value < 0.005 else f"{value:.0%}"
 
 
 def _calibration(figures: Figures) -> str:
@@ -220,9 +225,9 @@ def _calibration(figures: Figures) -> str:
         found.edges, found.confidence, found.accuracy, found.counts, title="Reliability of the scores"
     )
     caption = (
-        f"How often a detection is right ({OVERLAP[figures.kind]} 0.5, class included) by its score. Scores are {lean(found)}; the "
-        f"expected calibration error is {found.error:.3f}. Bars below the line: scores promise too much. This changes no AP, which "
-        "looks at their order alone, but matters to who uses a score as a probability."
+        f"How often a detection is right ({OVERLAP[figures.kind]} 0.5, class included) by its score. Scores are {lean(found)}; "
+        f"the expected calibration error is {found.error:.3f}. Bars below the line: scores promise too much. This changes no "
+        "AP, which looks at their order alone, but matters to who uses a score as a probability."
     )
     return _figure(chart, caption)
 
@@ -230,9 +235,9 @@ def _calibration(figures: Figures) -> str:
 def _difference(comparison: Comparison, against: str) -> str:
     rows = [(d.name, d.low, d.value, d.high, signed(d.value)) for d in comparison.differences]
     caption = (
-        f"{verdict(comparison, against)} Dots are this result less the other, bars the {comparison.confidence:.0%} interval of "
-        f"{comparison.resamples:,} paired bootstrap resamples of the images; filled where it leaves out zero. It tells of other "
-        "images, not of other seeds in training."
+        f"{verdict(comparison, against)} Dots are this result less the other, bars the {comparison.confidence:.0%} interval "
+        f"of {comparison.resamples:,} paired bootstrap resamples of the images; filled where it leaves out zero. It tells of "
+        "other images, not of other seeds in training."
     )
     html = _figure(charts.interval_chart(rows, title=f"Difference to {against}"), caption)
     table = [
@@ -251,8 +256,8 @@ def _worst(figures: Figures, worst: Sequence[WorstImage], *, drawn: bool) -> str
         return f"<p>No image has an error at a score threshold of {figures.threshold:.2g}.</p>"
     faulty = sum(outcome.errors > 0 for outcome in figures.outcomes)
     intro = (
-        f"The {len(worst)} images with the most errors, of {faulty} that have any, at a score of {figures.threshold:.2g} or more. "
-        "See first whether the truth is right: what looks like a false detection is often an object nobody annotated."
+        f"The {len(worst)} images with the most errors, of {faulty} that have any, at a score of {figures.threshold:.2g} or "
+        "more. See first whether the truth is right: what looks like a false detection is often an object nobody annotated."
     )
     if not drawn:
         rows = [[escape(str(w.outcome.image["file_name"])), escape(_counts(w.outcome, figures))] for w in worst]

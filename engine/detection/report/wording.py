@@ -13,7 +13,7 @@ OVERLAP = {"bbox": "IoU", "segm": "mask IoU", "keypoints": "OKS"}
 ERROR_NAMES = {
     "Cls": "wrong class",
     "Loc": "imprecise",
-    "Both": "wrong class and imprecise",
+    "Both": "class and place",
     "Dupe": "found twice",
     "Bkg": "nothing there",
     "Miss": "missed",
@@ -21,8 +21,8 @@ ERROR_NAMES = {
 _ADVICE = {
     "Cls": "objects that are found and given the wrong class. See below which classes are taken for which; they need more or "
     "more consistent examples, or are one class.",
-    "Loc": "detections that lie on their object only roughly. Train longer or at a higher resolution, try a cascade head, and see "
-    "whether annotators draw objects alike.",
+    "Loc": "detections that lie on their object only roughly. Train longer or at a higher resolution, try a cascade head, and "
+    "see whether annotators draw objects alike.",
     "Both": "detections that have the wrong class and lie on their object only roughly. Look at the worst images first.",
     "Dupe": "objects that are found more than once. Lower the head's NMS threshold.",
     "Bkg": "detections where nothing is annotated. See in the worst images whether the annotators overlooked objects there; if "
@@ -94,9 +94,17 @@ def findings(figures: Figures, comparison: Comparison | None, against: str) -> l
         found.append(f"The weakest size is {weakest.name} (AP {number(weakest.ap)}), {share:.0%} of the objects.")
     i = int(np.abs(figures.thresholds.thresholds - figures.threshold).argmin())
     found.append(
-        f"Used with a score threshold of {figures.threshold:.2g}, {figures.thresholds.precision[i]:.0%} of the detections are right "
-        f"and {figures.thresholds.recall[i]:.0%} of the objects are found ({OVERLAP[figures.kind]} 0.5)."
+        f"Used with a score threshold of {figures.threshold:.2g}, {figures.thresholds.precision[i]:.0%} of the detections are "
+        f"right and {figures.thresholds.recall[i]:.0%} of the objects are found ({OVERLAP[figures.kind]} 0.5)."
     )
+    hidden = [c for c in figures.classes if c.found >= 0.2 and c.found_at_common < 0.5 * c.found]
+    if hidden:
+        worst = max(hidden, key=lambda c: c.found - c.found_at_common)
+        more = f" So with {count(len(hidden) - 1, 'other class', 'other classes')}." if len(hidden) > 1 else ""
+        found.append(
+            f"{worst.name} needs a lower threshold of its own: at {worst.threshold:.2g} {worst.found:.0%} of it are found, "
+            f"at {figures.threshold:.2g} {worst.found_at_common:.0%}.{more}"
+        )
     if figures.calibration is not None and figures.calibration.error > 0.1:
         found.append(f"Scores are {lean(figures.calibration)}: do not read them as probabilities.")
     return found

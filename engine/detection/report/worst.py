@@ -10,12 +10,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from hotcoco import mask as mask_api
 from PIL import Image
 from torch import Tensor
 
 from backbones.errors import UserError
 from engine.data.dataset import read_image
-from engine.data.masks import decode_segmentation, mask_api
+from engine.data.masks import decode_segmentation
 from engine.detection.coco_eval import IouType
 from engine.detection.report.matching import Matched, Outcome, Rows, as_rle, classes_of
 from engine.draw import contact_sheet, draw_instances, save_picture
