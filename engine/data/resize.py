@@ -14,6 +14,27 @@ def resized_shape(height: int, width: int, *, min_size: int, max_size: int) -> t
     return max(1, int(height * scale)), max(1, int(width * scale))
 
 
+def resize_masks(masks: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+    """Masks (N, H, W) uint8 -> (N, *shape), each pixel its nearest's, as OpenCV has it; only where there is something."""
+    resized = np.zeros((len(masks), *shape), np.uint8)
+    rows, columns = (_nearest(old, new) for old, new in zip(masks.shape[1:], shape, strict=True))
+    for mask, target in zip(masks, resized, strict=True):
+        left, top, width, height = cv2.boundingRect(mask)
+        if width and height:
+            first, last = np.searchsorted(rows, (top, top + height))
+            begin, end = np.searchsorted(columns, (left, left + width))
+            down, across = rows[first:last], columns[begin:end]
+            target[first:last, begin:end] = (
+                mask[down[0] : down[-1] + 1].take(across, axis=1)[down - down[0]] if len(down) else 0
+            )
+    return resized
+
+
+def _nearest(old: int, new: int) -> np.ndarray:
+    """For each of `new` pixels of a side the one of `old` it shows."""
+    return np.minimum(np.floor(np.arange(new) * (1 / (new / old))).astype(np.int64), old - 1)
+
+
 class _Resize(A.DualTransform):
     """Bilinear for images, nearest for masks. Boxes are relative to the image inside albumentations: nothing to do."""
 
@@ -25,6 +46,9 @@ class _Resize(A.DualTransform):
 
     def apply_to_mask(self, mask: np.ndarray, shape: tuple[int, int], **params: Any) -> np.ndarray:
         return cv2.resize(mask, shape[::-1], interpolation=cv2.INTER_NEAREST)
+
+    def apply_to_masks(self, masks: np.ndarray, shape: tuple[int, int], **params: Any) -> np.ndarray:
+        return resize_masks(np.asarray(masks), shape)
 
     def apply_to_bboxes(self, bboxes: np.ndarray, **params: Any) -> np.ndarray:
         return bboxes

@@ -2,6 +2,7 @@
 
 from collections import Counter
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -11,7 +12,7 @@ from torch.nn.functional import interpolate
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
 from engine.data.pipeline import Augmentation
-from engine.data.resize import resized_shape
+from engine.data.resize import resize_masks, resized_shape
 
 
 def resize(image, instances=None, *, min_sizes, max_size=10_000, seed=0):
@@ -114,3 +115,18 @@ def test_the_longer_side_is_bounded_whichever_size_is_drawn():
 def test_an_image_of_the_right_size_is_left_alone():
     image = np.random.default_rng(0).integers(0, 256, (30, 40, 3), np.uint8)
     np.testing.assert_array_equal(resize(image, min_sizes=[30])[0], image)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.tuples(*[st.integers(1, 40)] * 4), st.integers(0, 5))
+def test_masks_are_resized_as_opencv_does_each(sides, seed):
+    height, width, new_height, new_width = sides
+    random = np.random.default_rng(seed)
+    masks = np.zeros((4, height, width), np.uint8)
+    masks[0] = random.random((height, width)) < 0.1
+    masks[1, height // 3 : height // 2 + 1, width // 4 : width // 2 + 1] = 1
+    masks[2] = 1
+    found = resize_masks(masks, (new_height, new_width))
+    for mask, resized in zip(masks, found, strict=True):
+        expected = cv2.resize(mask, (new_width, new_height), interpolation=cv2.INTER_NEAREST)
+        np.testing.assert_array_equal(resized, expected)
