@@ -46,7 +46,7 @@ class _Annotation(msgspec.Struct, gc=False):
     bbox: tuple[float, float, float, float]
     area: float | None = None
     iscrowd: int | bool | None = None
-    keypoints: msgspec.Raw = msgspec.Raw(b"null")
+    keypoints: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
     segmentation: msgspec.Raw = msgspec.Raw(b"null")
 
 
@@ -192,14 +192,14 @@ def _rows(entries: list[_Annotation]) -> Rows:
         boxes=np.fromiter(chain.from_iterable([entry.bbox for entry in entries]), np.float64, 4 * len(entries)).reshape(-1, 4),
         areas=np.array([entry.area for entry in entries], np.float64),
         iscrowd=crowds,
-        keypoints=_keypoints([bytes(entry.keypoints) for entry in entries]),
+        keypoints=_keypoints([b"" if entry.keypoints is msgspec.UNSET else bytes(entry.keypoints) for entry in entries]),
         segmentations=_segmentations([bytes(entry.segmentation) for entry in entries]),
     )
 
 
 def _keypoints(texts: list[bytes]) -> Ragged:
     """Lists of numbers from their JSON; where there is none, no numbers."""
-    rows = [row for row, text in enumerate(texts) if text not in (b"null", b"[]")]
+    rows = [row for row, text in enumerate(texts) if text not in (b"", b"null", b"[]")]
     lengths = np.zeros(len(texts), np.int64)
     if not rows:
         return Ragged.of_lengths(np.zeros(0, np.float64), lengths)
