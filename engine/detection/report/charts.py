@@ -59,21 +59,21 @@ def legend(lines: Sequence[Line]) -> str:
 
 def bar_chart(rows: Sequence[tuple[str, float, str]], *, title: str, most: float | None = None, style: str = "b1") -> str:
     """Horizontal bars of (label, value, the text at its end), scaled to `most` or to the largest."""
-    left, right, step = 160, 400, 26
+    left, right, step = 136, 326, 26
     scale = most or max((value for _, value, _ in rows), default=0) or 1.0
     parts = []
     for i, (label, value, text) in enumerate(rows):
         y = 6 + i * step
         length = max(0.0, value) / scale * (right - left)
-        parts.append(f'<text x="{left - 8}" y="{y + 14}" text-anchor="end">{escape(_cut(label, 22))}</text>')
+        parts.append(f'<text x="{left - 8}" y="{y + 14}" text-anchor="end">{escape(_cut(label, 19))}</text>')
         parts.append(f'<rect class="bar {style}" x="{left}" y="{y + 2}" width="{max(length, 1):.1f}" height="16" rx="2"/>')
         parts.append(f'<text class="value" x="{left + max(length, 1) + 6:.1f}" y="{y + 14}">{escape(text)}</text>')
-    return _svg(560, 12 + step * len(rows), parts, title)
+    return _svg(436, 12 + step * len(rows), parts, title)
 
 
 def interval_chart(rows: Sequence[tuple[str, float, float, float, str]], *, title: str) -> str:
     """Differences as dots with their intervals about a line at zero: (label, low, value, high, text)."""
-    left, right, step = 70, 400, 24
+    left, right, step = 62, 362, 24
     reach = max([abs(edge) for _, low, value, high, _ in rows for edge in (low, value, high)] + [1e-3]) * 1.05
     middle, bottom = (left + right) / 2, 8 + step * len(rows)
 
@@ -91,7 +91,7 @@ def interval_chart(rows: Sequence[tuple[str, float, float, float, str]], *, titl
     for value in (-reach / 1.05, 0.0, reach / 1.05):
         tick = f"{value:+.3f}".replace("-", "−") if value else "0"
         parts.append(f'<text class="tick" x="{place(value):.1f}" y="{bottom + 16}" text-anchor="middle">{tick}</text>')
-    return _svg(560, bottom + 24, parts, title)
+    return _svg(436, bottom + 24, parts, title)
 
 
 def reliability_chart(

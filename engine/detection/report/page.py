@@ -80,11 +80,11 @@ figure{margin:0 0 1.5rem}
 figcaption,.caption{color:var(--soft);font-size:.9rem;max-width:46rem;margin:.6rem 0 .8rem}
 .pair{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,24rem),1fr));gap:0 2rem}
 .scroll{overflow-x:auto;margin-bottom:1.25rem}
-table{border-collapse:collapse;font-size:.92rem;font-variant-numeric:tabular-nums;min-width:min(100%,24rem)}
+table{border-collapse:collapse;font-size:.92rem;font-variant-numeric:tabular-nums}
 th,td{text-align:left;padding:.32rem .9rem .32rem 0;border-bottom:1px solid var(--rule);vertical-align:middle}
 th{font-weight:600;color:var(--soft);border-bottom:1.5px solid var(--ink);white-space:nowrap}
 td:first-child{overflow-wrap:anywhere;min-width:5rem}
-.num{text-align:right;padding-left:.6rem}
+.num{text-align:right;padding-left:.6rem;white-space:nowrap}
 .num:last-child{padding-right:.2rem}
 th button{all:unset;cursor:pointer;font:inherit;color:inherit}
 th button:hover,th button:focus-visible{color:var(--link);text-decoration:underline}
@@ -116,15 +116,16 @@ th[aria-sort=ascending] button::after{content:" ↑"}
 width:min(96vw,120rem);margin-inline:calc(50% - min(48vw,60rem))}
 .panels span{display:block;font-size:.8rem;color:var(--soft)}
 .panels img{display:block;width:100%;height:auto;background:var(--panel)}
-@media (max-width:40rem){body{padding:1.25rem 1rem 3rem}
+@media (max-width:40rem){table{font-size:.85rem}th,td{padding-right:.45rem}.num{padding-left:.35rem}
+body{padding:1.25rem 1rem 3rem}
 .panels{grid-template-columns:1fr}.chart{font-size:15px}.tick{font-size:14px}
 .tiles{gap:.75rem 1.6rem}.tiles dd{font-size:1.7rem}}
 @media print{:root{--paper:#fff;--ink:#000;--soft:#444;--rule:#bbb;--panel:#fff;
 --s1:#0072b2;--s2:#c44e00;--s3:#00805c;--s4:#a8447f;
 --s5:#8a6a00;--bar:#3b7fb0;--bar3:#c9702b;--heat:#0072b2;--wrong:#c44e00;--link:#000}
 body{max-width:none;padding:0;font-size:10pt;-webkit-print-color-adjust:exact;print-color-adjust:exact}
-nav{display:none}figure,tr{break-inside:avoid}h2{break-after:avoid}.scroll{overflow:visible}.on-dark{fill:#fff}
-.chart{max-height:9cm;width:auto;max-width:100%!important}}
+@page{margin:15mm}nav{display:none}.panels{width:100%;margin:0}figure,tr{break-inside:avoid}h2{break-after:avoid}.scroll{overflow:visible}.on-dark{fill:#fff}
+.chart{max-height:9cm}}
 """
 
 # Tables sort by the head that is clicked; without scripts they stay in their order.

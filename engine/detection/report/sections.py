@@ -205,7 +205,7 @@ def _confusion(figures: Figures) -> str:
         "last column counts missed objects, the last row detections where no object is. Shades are shares of a row."
     )
     html = _figure(chart, caption)
-    pairs = sorted(zip(*np.nonzero(between), strict=True), key=lambda pair: -between[pair])[:10]
+    pairs = sorted(zip(*np.nonzero(between), strict=True), key=lambda pair: (-between[pair], -shares[pair]))[:10]
     rows = [[escape(names[i]), escape(names[j]), f"{between[i, j]:,}", _share(shares[i, j])] for i, j in pairs]
     if not rows:
         return html + "<p>No object was taken for one of another class.</p>" if len(names) > 1 else html

@@ -61,7 +61,7 @@ def test_lines_run_through_their_points() -> None:
 def test_bars_are_as_long_as_their_values(values: list[float]) -> None:
     root = parsed(bar_chart([(str(i), value, "") for i, value in enumerate(values)], title="t", most=1.0))
     lengths = [float(rect.attrib["width"]) for rect in root.iter(f"{SVG}rect")]
-    assert lengths == pytest.approx([max(240 * value, 1) for value in values], abs=0.06)
+    assert lengths == pytest.approx([max(190 * value, 1) for value in values], abs=0.06)
 
 
 def test_intervals_are_filled_only_where_they_leave_out_zero() -> None:

@@ -304,6 +304,18 @@ def test_a_runs_folder_holds_results_of_several_types(case: tuple[Path, Path, Pa
     assert len(page.ids()) == len(set(page.ids()))
 
 
+@pytest.mark.shared_data
+@pytest.mark.parametrize(("kind", "published"), [("bbox", (0.505, 0.697, 0.573)), ("segm", (0.320, 0.562, 0.299))])
+def test_cocos_own_example_has_its_published_numbers_on_the_page(
+    kind: Any, published: tuple[float, ...], shared: Path, tmp_path: Path
+) -> None:
+    data = shared / "data" / "evalcheck_coco2014"
+    found = find_results(data / f"instances_val2014_fake{kind}100_results.json", iou_type=kind)
+    page = Page(write_report(data / "instances_val2014_100.json", found, tmp_path / "report"))
+    assert [f"{value:.3f}" for value in published] == page.texts[page.texts.index("In short", 20) :][2:7:2]
+    assert "9 crowd regions left out of account" in page.text
+
+
 @pytest.mark.parametrize("name", ["nothing.json", "empty"])
 def test_what_has_no_results_is_refused(name: str, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
