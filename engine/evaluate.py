@@ -143,6 +143,8 @@ def evaluate(
         if evaluation is None:
             return []
         scores = evaluation.score(Path(output_dir) if output_dir else None)
+        if all(score.value == -1 for score in scores):
+            reporter.line(f"{dataset.path} has nothing to find: -1 stands for no score.")
         reporter.scores(scores)
         reporter.per_class(scores)
         if output_dir:

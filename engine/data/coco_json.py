@@ -25,7 +25,8 @@ def read_coco_json(path: str | Path) -> dict[str, Any]:
     """The content of a COCO annotation file, with its lists and their entries' fields seen to be there.
 
     Raises:
-        UserError: the file is missing, is no JSON, or lacks a list or a field; the message names the entry.
+        UserError: the file is missing, is no JSON, or lacks a list (but for `annotations`, which a test set may not have) or a
+            field; the message names the entry.
     """
     path = Path(path)
     if not path.is_file():
@@ -40,6 +41,8 @@ def _checked_json(path: Path, text: bytes) -> dict[str, Any]:
         raise UserError(f"{path}, line {error.lineno}, column {error.colno}: this is no JSON ({error.msg}).") from None
     except UnicodeDecodeError:
         raise UserError(f"{path} is no JSON: it is not text.") from None
+    if isinstance(content, dict) and {"images", "categories"} <= content.keys():
+        content.setdefault("annotations", [])  # a test set whose labels are not published
     for name in REQUIRED:
         check_entries(path, name, content.get(name) if isinstance(content, dict) else None)
     for name in REQUIRED:

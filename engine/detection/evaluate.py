@@ -73,7 +73,7 @@ class DetectionEvaluation(Evaluation):
             scorer.merge([states[iou_type] for _, states in parts])
 
     def score(self, output_dir: Path | None = None) -> list[CocoScore]:  # type: ignore[override]
-        """COCO's numbers, boxes first.
+        """COCO's numbers, boxes first; -1 where the images have no annotations, such as those of a test set.
 
         Written: `bbox_results.json`, `segm_results.json`, `keypoints_results.json` in COCO's results format, and `scores.json`:
         the numbers, and the AP of each class.

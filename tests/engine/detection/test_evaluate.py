@@ -233,3 +233,18 @@ def test_a_validation_set_without_objects_scores_minus_one_and_still_gives_weigh
     scores = train(config)
     assert scores[0].stats["AP"] == -1
     assert (tmp_path / "run" / "best.pt").exists()
+
+
+@pytest.mark.parametrize("backend", ["hotcoco", "pycocotools"])
+def test_a_test_set_without_annotations_gives_results_and_no_score(make_config, toy_data, tmp_path, backend):
+    unlabelled = json.loads(Path(toy_data["annotations"]).read_text())
+    del unlabelled["annotations"]
+    (tmp_path / "test.json").write_text(json.dumps(unlabelled))
+    data = {"images": toy_data["images"], "annotations": str(tmp_path / "test.json")}
+    config = make_config("model.head.box_score_thresh=0.0", f"eval.backend={backend}", data=data)
+    dataset = build_validation_set(config)
+    model = build_model(config, num_classes=4, load_weights=False)
+    evaluation = run_evaluation(DetectionJob(config), model, dataset, world=ALONE)
+    (score,) = evaluation.score(tmp_path / "eval")
+    assert set(score.stats.values()) == {-1}
+    assert len(json.loads((tmp_path / "eval" / "bbox_results.json").read_text())) > 10
