@@ -110,6 +110,7 @@ def test_another_version_on_the_server_is_fetched_from_the_beginning(server, fet
     server.honours_if_range = honours_if_range
     assert fetch(waits=(0.0,)).read_bytes() == other
     assert ["has another version by now" in note for note in fetch.notes] == [True]
+    assert len(ranges(server)) == (2 if honours_if_range else 3)  # asked well, the server sends the whole at once
 
 
 def test_without_an_etag_another_size_is_another_version(server, fetch):
