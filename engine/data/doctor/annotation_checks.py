@@ -132,7 +132,9 @@ def _of_image(split: str, kind: str, message: str, image: Any, index: int) -> Fi
 
 
 def _check_annotations(content: dict[str, Any], split: str, *, masks: bool) -> Iterator[Finding]:
-    images = {image["id"]: image for image in content["images"] if _problem_of_entry("images", image) is None}
+    well_formed = [image for image in content["images"] if _problem_of_entry("images", image) is None]
+    images = {image["id"]: image for image in well_formed}
+    ambiguous = {image["id"] for image in well_formed if image["file_name"] != images[image["id"]]["file_name"]}
     # A malformed image entry is reported as such, once, not again with each of its objects.
     broken = {image.get("id") for image in content["images"] if isinstance(image, dict) and _is_hashable(image.get("id"))}
     categories = {
@@ -166,7 +168,7 @@ def _check_annotations(content: dict[str, Any], split: str, *, masks: bool) -> I
             unknown = True
             message = f"it is of category {annotation['category_id']}, which `categories` does not list"
             yield check.finding("unknown_category_id", message)
-        if unknown:
+        if unknown or annotation["image_id"] in ambiguous:  # of the latter it is not known in which image it is
             continue
         image = images[annotation["image_id"]]
         found = list(_check_object(check, annotation, image, categories[annotation["category_id"]]))
@@ -205,7 +207,7 @@ def _check_object(
     try:
         x, y, w, h = check_box(box, "it")
     except (UserError, OverflowError) as error:
-        numbers = isinstance(box, list) and len(box) == 4 and all(isinstance(value, float) for value in box)
+        numbers = isinstance(box, list) and len(box) == 4 and all(isinstance(value, int | float) for value in box)
         yield check.finding("not_a_finite_number" if numbers else "malformed_box", str(error))
         return
     size = f"the image is {width} x {height}"

@@ -13,7 +13,7 @@ from engine.config import CocoFiles, RunConfig
 from engine.data.converters.coco_writer import write_json
 from engine.data.doctor.annotation_checks import check_content, read_content
 from engine.data.doctor.class_checks import check_classes
-from engine.data.doctor.duplicates import check_duplicates
+from engine.data.doctor.duplicates import Pictures, check_duplicates
 from engine.data.doctor.findings import Finding, count_by_severity, table_rows, write_findings
 from engine.data.doctor.fix import Changes, clean
 from engine.data.doctor.image_checks import check_images, well_formed_images
@@ -98,7 +98,9 @@ def examine(paths: dict[str, CocoPaths], *, classes: Collection[str] | None, rep
             findings += of_images
         splits.append(split)
     readable = [split for split in splits if split.content is not None]
-    twins = check_duplicates({split.name: (split.content["images"], split.facts) for split in readable if split.content})
+    twins = check_duplicates(
+        [Pictures(split.name, split.paths.images, split.content["images"], split.facts) for split in readable if split.content]
+    )
     for split in readable:
         split.findings += [finding for finding in twins if finding.split == split.name]
     cleaned = {split.name: clean(split.content, split.findings)[0] for split in readable if split.content}

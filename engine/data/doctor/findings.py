@@ -93,6 +93,7 @@ class Finding:
     annotation_id: Any = None
     place: tuple[str, int] | None = None  # which list of the annotation file, and the entry's place in it
     field: str = ""  # of a drop_field
+    twin: str = ""  # the path of the image that this one is the same as
 
     @property
     def severity(self) -> Severity:
@@ -139,7 +140,7 @@ def table_rows(findings: Sequence[Finding], *, shown: int = 5) -> list[list[str]
 def write_findings(findings: Sequence[Finding], path: Path) -> None:
     """Write all of them as JSON: split, kind, severity, file, image_id, annotation_id, message."""
     entries = [
-        {"severity": finding.severity} | {k: v for k, v in asdict(finding).items() if k not in ("place", "field")}
+        {"severity": finding.severity} | {k: v for k, v in asdict(finding).items() if k not in ("place", "field", "twin")}
         for group in by_kind(findings).values()
         for finding in group
     ]

@@ -21,7 +21,7 @@ _BROKEN = (
     OverflowError,
     Image.DecompressionBombError,
 )
-THUMB = 16  # pixels: the side of the small grey copy
+THUMB = 32  # pixels: the side of the small grey copy
 _HASH = (9, 8)  # width, height of what the difference hash compares
 
 

@@ -1,5 +1,6 @@
 """The worst of what is found, drawn: images with the boxes and masks in question, on one sheet."""
 
+import contextlib
 from collections.abc import Iterator, Sequence
 from itertools import zip_longest
 from pathlib import Path
@@ -60,6 +61,9 @@ def _picture(split: HasFindings, finding: Finding) -> np.ndarray:
         pixels = read_image(split.paths.images / Path(finding.file))
     except UserError:
         return _card(finding.message)
+    if finding.twin:
+        with contextlib.suppress(UserError):
+            return contact_sheet([pixels, read_image(Path(finding.twin))], columns=2, cell=_CELL)
     if finding.place[0] == "images":
         return _shrunk(pixels)
     return _with_object(pixels, split.content["annotations"][finding.place[1]])

@@ -1,0 +1,249 @@
+"""The quick check at the start of a run: what cannot be used is left out of training and counted; validation stops at it."""
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from backbones.errors import UserError
+from engine.data.annotations import Annotations, load_annotations
+from engine.data.cache import default_cache_dir
+from engine.data.converters.coco_writer import write_json
+from engine.data.doctor.annotation_checks import read_content
+from engine.data.doctor.findings import KINDS, Finding, by_kind
+from engine.data.doctor.fix import usable
+from engine.data.doctor.image_checks import glance_at_images
+from engine.data.doctor.mask_checks import problem_of_mask
+from engine.data.ragged import Ragged
+from engine.data.segmentations import FLOATS, HUNDREDTHS, NONE
+from engine.data.sources import CocoPaths
+from engine.distributed import World
+
+VERSION = 1  # of what is left out: raise it when that changes
+HINT = "tools/check_data.py lists all that is wrong with a config's data; its --fix leaves it out of a copy."
+_MOST = 0.5  # of the images or annotations that may be left out: more is a wrong path, or another format
+
+OnFault = Literal["skip", "stop"]
+
+
+def load_for_training(
+    paths: CocoPaths,
+    load: Callable[[Path], Annotations],
+    *,
+    on_fault: OnFault = "skip",
+    with_masks: bool = True,
+    world: World | None = None,
+) -> tuple[Annotations, list[str]]:
+    """The annotations of a training set without what cannot be used, and lines that say what was left out.
+
+    Left out are images that are missing, are none, or have another size, and annotations that are malformed; a malformed mask
+    leaves its object the box. Images are not decoded.
+
+    Args:
+        load: reads a file's annotations, and raises alike on all processes.
+        on_fault: stop raises in place of leaving anything out.
+        with_masks: whether masks are used, and so looked at.
+
+    Raises:
+        UserError: something is wrong that cannot be left out: a file's form, its categories, or more than half of it.
+    """
+    lines: list[str] = []
+    try:
+        annotations = load(paths.annotations)
+    except UserError as error:
+        if on_fault == "stop":
+            raise UserError(f"{error} {HINT}") from None
+        annotations, lines = _load_cleaned(paths.annotations, error, world)
+    images, masks = _on_main(world, lambda: _faults(paths, annotations, with_masks=with_masks))
+    faults = images + masks
+    if not faults:
+        return annotations, lines
+    if on_fault == "stop":
+        raise UserError(_first(faults, paths.annotations))
+    if len(images) > _MOST * len(annotations):
+        raise UserError(
+            f"{len(images)} of {len(annotations)} training images cannot be used. {_first(images, paths.annotations)}"
+        )
+    gone = sorted({finding.place[1] for finding in images if finding.place})
+    unmasked = sorted({finding.place[1] for finding in masks if finding.place})
+    remaining = without(annotations, images=gone, masks=unmasked)
+    went = len(annotations.boxes) - len(remaining.boxes)
+    return remaining, lines + left_out(faults) + [f"left out: {went} training objects in these images"] * bool(went)
+
+
+def check_for_validation(paths: CocoPaths, load: Callable[[Path], Annotations], *, world: World | None = None) -> Annotations:
+    """The annotations of a validation set, in which nothing may be at fault: a score on a part of it is another score.
+
+    Raises:
+        UserError: an entry is malformed, or an image missing, none, or of another size.
+    """
+    try:
+        annotations = load(paths.annotations)
+    except UserError as error:
+        raise UserError(f"{error} {HINT}") from None
+    images, _ = _on_main(world, lambda: _faults(paths, annotations, with_masks=False))
+    if images:
+        raise UserError(_first(images, paths.annotations))
+    return annotations
+
+
+def left_out(findings: Sequence[Finding], *, shown: int = 5) -> list[str]:
+    """A line for each kind of fault: how many are left out, and the first of them."""
+    lines = []
+    for (_, kind), group in by_kind(findings).items():
+        images = group[0].place is not None and group[0].place[0] == "images"
+        what = {"drop_mask": "masks", "drop_field": "fields", "renumber": "ids"}.get(
+            str(KINDS[kind].remedy), "images" if images else "objects"
+        )
+        names = [f"{finding.image_id} ({finding.file})" if images else str(finding.annotation_id) for finding in group[:shown]]
+        more = f" and {len(group) - shown} more" if len(group) > shown else ""
+        done = "replaced" if what == "ids" else "left out"
+        of = "image" if images else "annotation"
+        lines.append(f"{done}: {len(group)} training {what}, {kind.replace('_', ' ')}: {of} {', '.join(names)}{more}")
+    return lines
+
+
+# ---- A file that the loader refuses ----
+
+
+def _load_cleaned(path: Path, error: UserError, world: World | None) -> tuple[Annotations, list[str]]:
+    """What is usable of a file. The cleaned copy is kept in the cache folder, so that it is made, and parsed, but once."""
+    if world is not None and not world.is_main:
+        world.barrier()
+    try:
+        copy, lines = _cleaned_copy(path, error)
+        # A store of the copy is what other processes are sent; messages name the file itself.
+        return replace(load_annotations(copy), path=path), lines
+    finally:
+        if world is not None and world.is_main:
+            world.barrier()
+
+
+def _cleaned_copy(path: Path, error: UserError) -> tuple[Path, list[str]]:
+    status = path.stat()
+    key = [VERSION, status.st_size, status.st_mtime_ns]
+    named = f"{path.stem}-{hashlib.sha256(os.fsencode(path.absolute())).hexdigest()[:16]}"
+    folder = default_cache_dir() / "annotations"
+    # Which file the copy is of is in its name: another process's newer copy cannot come between record and copy.
+    version = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:16]
+    record, copy = folder / f"{named}.cleaned.json", folder / f"{named}-{version}.json"
+    try:
+        known = json.loads(record.read_bytes())
+        if known["key"] == key and copy.is_file():
+            return copy, known["lines"]
+    except (OSError, ValueError, KeyError, TypeError):
+        known = {}
+    content, _ = read_content(path, split="train")
+    if content is None:
+        raise error
+    cleaned, faults, changes = usable(content, split="train", path=path)
+    images, objects = len(cleaned["images"]), len(cleaned["annotations"])
+    few = images < (1 - _MOST) * len(content["images"]) or objects < (1 - _MOST) * len(content["annotations"])
+    if changes.left or few:
+        raise UserError(f"{error} {HINT}")
+    lines = left_out(faults)
+    lines += [f"left out: {changes.with_images} training objects in these images"] * bool(changes.with_images)
+    write_json(copy, cleaned)
+    write_json(record, {"key": key, "lines": lines, "copy": copy.name})
+    if isinstance(known.get("copy"), str) and known["copy"] != copy.name:
+        for old in folder.glob(f"{Path(known['copy']).name}*"):
+            old.unlink(missing_ok=True)
+    return copy, lines
+
+
+# ---- Faults that a file's columns and the images' headers show ----
+
+Faults = tuple[list[Finding], list[Finding]]
+
+
+def _faults(paths: CocoPaths, annotations: Annotations, *, with_masks: bool) -> Faults:
+    """Of images, and of masks; their places are those in the columns."""
+    images = [
+        {
+            "id": int(annotations.image_ids[index]),
+            "file_name": annotations.file_name(index),
+            "height": int(annotations.heights[index]),
+            "width": int(annotations.widths[index]),
+        }
+        for index in range(len(annotations))
+    ]
+    of_images = glance_at_images(paths.images, list(enumerate(images)), split="train")
+    return of_images, _of_masks(annotations) if with_masks else []
+
+
+def _of_masks(annotations: Annotations) -> list[Finding]:
+    """Malformed masks. Polygons, which are most, can only lack a number: that is seen without looking at each."""
+    column = annotations.segmentations
+    suspects = ~np.isin(column.kinds, (NONE, HUNDREDTHS, FLOATS))
+    for kind, polygons in ((HUNDREDTHS, column.hundredths), (FLOATS, column.floats)):
+        rows = np.flatnonzero(column.kinds == kind)
+        odd = np.concatenate([[0], np.cumsum(polygons.lengths % 2)])
+        suspects[rows] = odd[column.places[rows] + column.lengths[rows]] > odd[column.places[rows]]
+    image_of = np.repeat(np.arange(len(annotations)), np.diff(annotations.offsets))
+    found = []
+    for row in np.flatnonzero(suspects).tolist():
+        image = int(image_of[row])
+        height, width = int(annotations.heights[image]), int(annotations.widths[image])
+        problem = problem_of_mask(annotations.segmentation(row), height, width)
+        if problem is not None:
+            ids = int(annotations.image_ids[image]), int(annotations.annotation_ids[row])
+            found.append(Finding("train", "malformed_mask", problem, annotations.file_name(image), *ids, ("annotations", row)))
+    return found
+
+
+def _on_main(world: World | None, look: Callable[[], Faults]) -> Faults:
+    """What the main process finds, so that all processes leave out the same."""
+    if world is None or world.size == 1:
+        return look()
+    return world.broadcast(look() if world.is_main else ([], []))
+
+
+def _first(faults: Sequence[Finding], path: Path) -> str:
+    first = faults[0]
+    more = f" {len(faults) - 1} more are at fault." if len(faults) > 1 else ""
+    return f"{path}: {first.name}: {first.message}.{more} {HINT}"
+
+
+# ---- Without them ----
+
+
+@dataclass(frozen=True)
+class _Without(Annotations):
+    """What `without` gives: another process is sent what it was made from, which may be a file that all can map."""
+
+    made_from: tuple[Any, ...] = field(default=(), compare=False)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _without, self.made_from
+
+
+def without(annotations: Annotations, *, images: Sequence[int] = (), masks: Sequence[int] = ()) -> Annotations:
+    """The annotations without some images, by their place, and without the masks of some rows."""
+    return _without(annotations, tuple(images), tuple(masks))
+
+
+def _without(annotations: Annotations, images: tuple[int, ...], masks: tuple[int, ...]) -> Annotations:
+    kept = np.delete(np.arange(len(annotations)), np.array(images, np.int64))
+    image_of = np.repeat(np.arange(len(annotations)), np.diff(annotations.offsets))
+    rows = np.flatnonzero(np.isin(image_of, kept))
+    kinds = annotations.segmentations.kinds.copy()
+    kinds[np.array(masks, np.int64)] = NONE
+    segmentations = replace(annotations.segmentations, kinds=kinds).take(rows)
+    changed: dict[str, Any] = {
+        "file_names": Ragged.of_bytes(annotations.file_names[index].tobytes() for index in kept.tolist()),
+        "offsets": np.concatenate([[0], np.cumsum(np.diff(annotations.offsets)[kept])]).astype(np.int64),
+        "segmentations": segmentations,
+        "has_masks": segmentations.has_masks(),
+        "store": None,
+    }
+    for name in ("image_ids", "heights", "widths"):
+        changed[name] = getattr(annotations, name)[kept]
+    for name in ("boxes", "labels", "areas", "iscrowd", "annotation_ids", "keypoints"):
+        changed[name] = getattr(annotations, name)[rows]
+    same = {entry.name: getattr(annotations, entry.name) for entry in fields(Annotations) if entry.name not in changed}
+    return _Without(**changed, **same, made_from=(annotations, images, masks))
