@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -186,6 +187,25 @@ def test_a_damaged_store_is_made_anew(source, build):
         harmless = name.startswith("byte") and gap.start <= int(name.split()[1]) < gap.stop
         assert build.calls == calls + (not harmless), name
         assert beside(source).read_bytes() == (content if harmless else whole), name
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [('"<i8"', '"|O" '), ('"<i8"', '"no" '), ("[3, 2]", "[9, 9]"), ('"columns"', '"Columns"'), ('"format"', '"Format"')],
+)
+def test_a_forged_description_is_not_believed(source, build, old, new):
+    load(source, build)
+    whole = beside(source).read_bytes()
+    head = store_module._HEAD
+    magic, mtime, length, _ = head.unpack(whole[: head.size])
+    description = whole[head.size : head.size + length]
+    forged = description.replace(old.encode(), new.encode())
+    assert len(forged) == length
+    assert forged != description
+    begin = head.pack(magic, mtime, length, zlib.crc32(forged)) + forged
+    beside(source).write_bytes(begin + whole[len(begin) :])
+    check(load(source, build), "1 2.5 3")
+    assert build.calls == 2
 
 
 def test_a_folder_in_its_place_is_no_traceback(source, build, cache):
