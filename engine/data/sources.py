@@ -37,7 +37,9 @@ COCO 2017 is laid out like this (images and annotations from https://cocodataset
   data/coco/val2017/000000000139.jpg ...
   data/coco/annotations/instances_train2017.json
   data/coco/annotations/instances_val2017.json
+python tools/get_coco.py fetches it; with --mini 300, a few of its images.
 Other data in COCO's format: data.{split}.images=FOLDER data.{split}.annotations=FILE
+From VOC, YOLO, masks or LabelMe: python tools/convert_to_coco.py --help
 configs/quickstart.yaml needs no download."""
 
 

@@ -279,6 +279,17 @@ def test_the_seed_alone_chooses(get, tmp_path, server):
     assert chosen[0] == chosen[1] != chosen[2]
 
 
+def test_the_order_of_the_file_does_not_choose(get, tmp_path, server):
+    get.mini(3, splits=["val2017"])
+    content = json.loads(annotation_file("val2017", "instances"))
+    content["images"].sort(key=lambda image: -image["id"])
+    server.files["/annotations/annotations_trainval2017.zip"] = zipped({INSTANCES["val2017"]: json.dumps(content).encode()})
+    reporter = Reporter(World(0, 1, torch.device("cpu")))
+    get_mini_coco(tmp_path / "other", count=3, splits=["val2017"], url=server.url, reporter=reporter)
+    assert tree(tmp_path / "other" / "val2017") == tree(get.folder / "val2017")
+    assert not (tmp_path / "other/annotations/person_keypoints_val2017.json").exists()
+
+
 def test_a_cut_that_was_stopped_goes_on(get, server):
     gone = server.files.copy()
     for path in [path for path in server.files if path.startswith("/val2017/")]:
