@@ -102,8 +102,8 @@ def findings(figures: Figures, comparison: Comparison | None, against: str) -> l
         worst = max(hidden, key=lambda c: c.found - c.found_at_common)
         more = f" So with {count(len(hidden) - 1, 'other class', 'other classes')}." if len(hidden) > 1 else ""
         found.append(
-            f"{worst.name} needs a lower threshold of its own: at {worst.threshold:.2g} {worst.found:.0%} of it are found, "
-            f"at {figures.threshold:.2g} {worst.found_at_common:.0%}.{more}"
+            f"{worst.name} needs a lower threshold of its own: {worst.found:.0%} of it are found at {worst.threshold:.2g}, "
+            f"{worst.found_at_common:.0%} at {figures.threshold:.2g}.{more}"
         )
     if figures.calibration is not None and figures.calibration.error > 0.1:
         found.append(f"Scores are {lean(figures.calibration)}: do not read them as probabilities.")
