@@ -31,6 +31,7 @@ CHAINS = [
     [CROP, MOSAIC, JITTER, PASTE],
     [FLIP, ("rotate90", {}), CROP, ("copy_paste", {"p": 0.5})],
     [PASTE, CROP],
+    [("rotate90", {}), ("albumentations/Transpose", {"p": 0.5}), FLIP, ("vertical_flip", {}), PASTE, MOSAIC],
 ]
 CHAIN_IDS = ["-".join(name for name, _ in chain) for chain in CHAINS]
 
