@@ -230,6 +230,22 @@ def test_a_small_disk_is_refused_before_the_download(get, server, monkeypatch):
     assert asked(server) == []
 
 
+@pytest.mark.parametrize("keep_archives", [False, True])
+def test_room_is_for_the_fullest_moment(get, server, monkeypatch, keep_archives):
+    """The last archive beside its files, and the files of those before; their archives are gone, unless they are kept."""
+    paths = ["/annotations/annotations_trainval2017.zip", "/zips/val2017.zip", "/zips/train2017.zip"]
+    sizes = [len(server.files[path]) for path in paths]
+    unpacked = [
+        int(size * ARCHIVES[name].unpacked) for size, name in zip(sizes, ("annotations", "val2017", "train2017"), strict=True)
+    ]
+    needed = sum(unpacked) + sizes[2] + (sizes[0] + sizes[1] if keep_archives else 0)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=needed - 1))
+    with pytest.raises(UserError, match="Make room"):
+        get.all(keep_archives=keep_archives)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=needed))
+    get.all(keep_archives=keep_archives)
+
+
 def test_a_mirror_without_the_file_and_a_split_that_there_is_not(get, server):
     del server.files["/zips/val2017.zip"]
     with pytest.raises(UserError, match=r"There is no file at http.*/zips/val2017\.zip \(404\)"):
