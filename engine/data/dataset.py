@@ -1,6 +1,7 @@
 """A data set in COCO's format: index -> (image, target), augmented by choices that depend on (seed, epoch, index) alone."""
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,7 @@ class CocoDataset(Dataset[Sample]):
         seed: of the random choices.
         aspect_ratio_grouping: whether batches are to hold only wide or only tall images.
         repeat_threshold: the share of images below which a class is rare, whose images then come more often; None: all once.
+        left_out: lines that say what of the files is not in it.
     """
 
     def __init__(
@@ -53,6 +55,7 @@ class CocoDataset(Dataset[Sample]):
         seed: int = 0,
         aspect_ratio_grouping: bool = False,
         repeat_threshold: float | None = None,
+        left_out: Sequence[str] = (),
     ) -> None:
         self.images = images
         self.annotations = annotations
@@ -65,6 +68,7 @@ class CocoDataset(Dataset[Sample]):
         self.path = annotations.path
         self.aspect_ratio_grouping = aspect_ratio_grouping
         self.repeat_threshold = repeat_threshold
+        self.left_out = list(left_out)
 
     def __len__(self) -> int:
         return len(self.annotations)

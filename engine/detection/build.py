@@ -1,5 +1,7 @@
 """The one place that turns a detector's config into objects."""
 
+from functools import partial
+
 import numpy as np
 from torch import nn
 
@@ -7,6 +9,7 @@ from backbones.errors import UserError
 from engine.build import build_pyramid, find_data, read_annotations
 from engine.data.augmentations import RESIZING, build_steps
 from engine.data.dataset import CocoDataset
+from engine.data.doctor.training import check_for_validation, load_for_training
 from engine.data.mixing import SampleStep
 from engine.data.pipeline import Augmentation
 from engine.data.subset import select
@@ -60,10 +63,19 @@ def build_training_set(config: DetectionConfig, *, world: World | None = None) -
     """
     paths = find_data(config.data.train, split="train", world=world)
     classes = config.data.classes
-    annotations = read_annotations(paths.annotations, world=world)
-    annotations = select(annotations, classes=classes, drop_empty=config.data.drop_empty_images)
     kinds = besides_boxes(config.model.head.name)
     with_masks, with_keypoints = "masks" in kinds, "keypoints" in kinds
+    steps = [step for choice in config.data.augmentations for step in build_steps(choice.name, choice.options())]
+    own_steps = [step for step in steps if isinstance(step, SampleStep)]
+    masks_for_steps = any(step.needs_masks for step in own_steps)
+    annotations, left_out = load_for_training(
+        paths,
+        partial(read_annotations, world=world),
+        on_fault=config.data.on_fault,
+        with_masks=with_masks or masks_for_steps,
+        world=world,
+    )
+    annotations = select(annotations, classes=classes, drop_empty=config.data.drop_empty_images)
     if with_masks and not annotations.has_masks:
         raise UserError(
             f"{paths.annotations} has no masks (`segmentation`), which {config.model.head.name} is trained on. "
@@ -78,9 +90,6 @@ def build_training_set(config: DetectionConfig, *, world: World | None = None) -
         of_these = "" if classes is None else f" of data.classes ({', '.join(classes)})"
         raise UserError(f"{paths.annotations} has no usable object{of_these}: there is nothing to learn.")
     brings_to_size = any(choice.name in RESIZING for choice in config.data.augmentations)
-    steps = [step for choice in config.data.augmentations for step in build_steps(choice.name, choice.options())]
-    own_steps = [step for step in steps if isinstance(step, SampleStep)]
-    masks_for_steps = any(step.needs_masks for step in own_steps)
     if masks_for_steps and not annotations.has_masks:
         raise UserError(
             f"{paths.annotations} has no masks (`segmentation`), along which copy_paste cuts objects out. "
@@ -105,6 +114,7 @@ def build_training_set(config: DetectionConfig, *, world: World | None = None) -
         seed=config.seed,
         aspect_ratio_grouping=config.data.aspect_ratio_grouping,
         repeat_threshold=None if config.data.sampling is None else config.data.sampling.threshold,
+        left_out=left_out,
     )
 
 
@@ -112,8 +122,16 @@ def build_validation_set(config: DetectionConfig, *, world: World | None = None)
     """The validation set, images as they are: the model resizes them.
 
     Raises:
-        UserError: files that are missing or malformed, classes that are not there.
+        UserError: files that are missing or malformed, images too; classes that are not there.
     """
     paths = find_data(config.data.val, split="val", world=world)
-    annotations = select(read_annotations(paths.annotations, world=world), classes=config.data.classes)
-    return CocoDataset(paths.images, annotations, seed=config.seed)
+    annotations = check_for_validation(paths, partial(read_annotations, world=world), world=world)
+    annotations = select(annotations, classes=config.data.classes)
+    kinds = besides_boxes(config.model.head.name) if config.eval.losses else ()
+    return CocoDataset(
+        paths.images,
+        annotations,
+        with_masks="masks" in kinds,
+        with_keypoints="keypoints" in kinds,
+        seed=config.seed,
+    )

@@ -67,6 +67,9 @@ class DetectionDataConfig(DataConfig):
     Left out: all."""
     drop_empty_images: bool = False
     """Whether to leave out training images without an object of these classes. They teach what is background."""
+    on_fault: Literal["skip", "stop"] = "skip"
+    """What becomes of training images and objects that cannot be used: skip leaves them out, and says so; stop does not start.
+    Faults of validation data always stop."""
     min_size: PositiveInt | Annotated[list[PositiveInt], Field(min_length=1)] = 800
     """The shorter side of an image, pixels; a list is drawn from in training, its largest is used in evaluation."""
     max_size: PositiveInt = 1333
@@ -94,6 +97,8 @@ AreaRange = Annotated[list[float], Field(min_length=2, max_length=2)]
 
 class DetectionEvalConfig(EvalConfig):
     backend: Literal["hotcoco", "pycocotools"] = "hotcoco"
+    losses: bool = False
+    """Also compute the losses on the validation images, from the same pass of the backbone."""
     keypoint_sigmas: list[PositiveFloat] | None = None
     """How exactly each keypoint can be placed, as a share of the object's size. Left out: COCO's for 17, else 0.05 each."""
     style: Literal["coco", "lvis"] = "coco"

@@ -1,6 +1,7 @@
 """Detection as a job of the engine."""
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from engine.data.sampling import epoch_length
 from engine.detection.build import build_model, build_training_set, build_validation_set, evaluation_size, iou_types
 from engine.detection.config import DetectionConfig
 from engine.detection.evaluate import DetectionEvaluation
+from engine.detection.losses import detect_with_losses
 from engine.detection.results import to_detections, to_rows
 from engine.detection.streaming import GroundTruth
 from engine.detection.weights import load_detector_weights
@@ -58,17 +60,21 @@ class DetectionJob(Job[DetectionConfig]):
         """torchvision's dicts, in each image's own pixels."""
         return model(images)
 
-    def predict_to_score(self, model: nn.Module, images: list[Tensor]) -> list[Any]:
-        """As `predict`, in little memory: masks are never pasted into whole images."""
+    def evaluate_batch(
+        self, model: nn.Module, images: list[Tensor], targets: list[dict[str, Any]]
+    ) -> tuple[list[Any], dict[str, Tensor]]:
+        """As `predict`, in little memory: masks are never pasted into whole images. Losses where `eval.losses` says so."""
         transform = getattr(model, "transform", None)
-        if not isinstance(transform, DetectionTransform):
-            return [to_detections(prediction) for prediction in model(images)]
-        with transform.masks_as_predicted():
-            predictions = model(images)
-        return [
-            to_detections(prediction, size=(image.shape[-2], image.shape[-1]))
-            for image, prediction in zip(images, predictions, strict=True)
-        ]
+        knows_small_masks = isinstance(transform, DetectionTransform)
+        losses: dict[str, Tensor] = {}
+        with transform.masks_as_predicted() if isinstance(transform, DetectionTransform) else nullcontext():
+            if self.config.eval.losses:
+                targets = [{k: v.to(images[0].device) if isinstance(v, Tensor) else v for k, v in t.items()} for t in targets]
+                predictions, losses = detect_with_losses(model, images, targets)
+            else:
+                predictions = model(images)
+        sizes = [(image.shape[-2], image.shape[-1]) if knows_small_masks else None for image in images]
+        return [to_detections(p, size=size) for p, size in zip(predictions, sizes, strict=True)], losses
 
     def start_evaluation(self, dataset: CocoDataset) -> DetectionEvaluation:
         """Scored as the head's kinds of result."""
@@ -90,7 +96,7 @@ class DetectionJob(Job[DetectionConfig]):
             lines.append(f"an epoch has {epoch_length(factors)} samples: an image comes up to {factors.max():.1f} times")
         if table.num_dropped:
             lines.append(f"left out: {table.num_dropped} training objects whose box has no width or height within its image")
-        return lines
+        return lines + training_set.left_out
 
     def draw_sample(self, dataset: CocoDataset, image: Tensor, target: dict[str, Any]) -> np.ndarray:
         """The image with its boxes, masks, keypoints and names."""
