@@ -42,7 +42,7 @@ def sections_of(
         ("short", "In short", _short(figures, comparison, against)),
         ("numbers", "The numbers", _numbers(figures)),
     ]
-    if comparison is not None:
+    if comparison is not None and comparison.differences:
         parts.append(("difference", f"Difference to {against}", _difference(comparison, against)))
     parts += [
         ("classes", "Classes", _classes(figures)),

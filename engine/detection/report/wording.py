@@ -30,7 +30,14 @@ _ADVICE = {
     "Miss": "objects that nothing lies on. See under sizes whether they are the small ones (then train and test at a higher "
     "resolution), and in the table of classes whether they are the rare ones (then sample those more often).",
 }
-_AREA_NAMES = {"s": "small", "m": "medium", "l": "large"}
+_GROUPS = {
+    "s": "small objects",
+    "m": "medium objects",
+    "l": "large objects",
+    "r": "rare classes",
+    "c": "common classes",
+    "f": "frequent classes",
+}
 
 
 def number(value: float, digits: int = 3) -> str:
@@ -54,8 +61,8 @@ def meaning(name: str, kind: str) -> str:
     what = "mean precision" if name.startswith("AP") else "share of objects found"
     if not detail:
         return f"{what}, {overlap} 0.50 to 0.95"
-    if detail in _AREA_NAMES:
-        return f"{what}, {_AREA_NAMES[detail]} objects"
+    if detail[0] in _GROUPS:  # LVIS adds the number of detections
+        return f"{what}, {_GROUPS[detail[0]]}"
     if detail in ("50", "75"):
         return f"{what}, {overlap} 0.{detail}"
     if detail.startswith("_"):

@@ -96,3 +96,25 @@ def test_a_number_without_objects_is_left_out() -> None:
     names = {d.name for d in compare(matched(some, rows), matched(some, rows), resamples=5).differences}
     assert {"APs", "ARs"}.isdisjoint(names)
     assert {"AP", "APm"} <= names
+
+
+def test_numbers_of_lvis_are_compared_by_their_names() -> None:
+    truth, rows = random_boxes(1, images=20)
+    for category, frequency in zip(truth["categories"], "rcfr", strict=True):
+        category["frequency"] = frequency
+    for image in truth["images"]:
+        image |= {"neg_category_ids": [7, 31], "not_exhaustive_category_ids": [50]}
+    this, other = (Matched(truth, r, iou_type="bbox", options=ScoreOptions(style="lvis")) for r in (rows, rows[::2]))
+    found = compare(this, other, resamples=5).differences
+    assert [d.name for d in found] == list(this.score.stats)
+    assert [d.value for d in found] == pytest.approx([this.score.stats[d.name] - other.score.stats[d.name] for d in found])
+
+
+def test_what_hotcoco_cannot_name_under_other_options_is_left_out() -> None:
+    truth, rows = random_boxes(1, images=20)
+    options = ScoreOptions(max_dets=(1, 5), iou_thresholds=(0.3, 0.5), area_ranges={"tiny": (0, 900)})
+    this, other = (Matched(truth, r, iou_type="bbox", options=options) for r in (rows, rows[::2]))
+    found = compare(this, other, resamples=5).differences
+    assert {"AP", "AP50"} <= {d.name for d in found}
+    for d in found:
+        assert (d.this, d.other) == pytest.approx((this.score.stats[d.name], other.score.stats[d.name]))
