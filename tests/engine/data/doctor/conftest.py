@@ -37,7 +37,10 @@ def seed_faults(folder: Path) -> dict[tuple[str, str], str]:
     path.write_bytes(path.read_bytes()[: path.stat().st_size * 2 // 3])
     image_fault(3, "wrong_image_size")
     images[3]["width"] += 10
-    pictures = {index: Image.open(folder / "train" / names[index]).convert("RGB") for index in range(4, 11)}
+    pictures = {}
+    for index in range(4, 11):
+        with Image.open(folder / "train" / names[index]) as image:
+            pictures[index] = image.convert("RGB")
     exif = Image.Exif()
     exif[0x0112] = 6
     pictures[4].save(image_fault(4, "exif_rotation"), "JPEG", exif=exif)
