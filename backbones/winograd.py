@@ -123,6 +123,6 @@ def is_suitable(convolution: nn.Conv2d) -> bool:
         and convolution.padding_mode == "zeros"
         and convolution.groups == 1
         and convolution.weight.dtype == torch.float32
-        and LEAST_CHANNELS <= min(convolution.in_channels, convolution.out_channels)
+        and min(convolution.in_channels, convolution.out_channels) >= LEAST_CHANNELS
         and max(convolution.in_channels, convolution.out_channels) <= MOST_CHANNELS
     )

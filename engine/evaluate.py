@@ -45,22 +45,36 @@ def run_evaluation(
     was_training = model.training
     model.eval()
     seen: list[int] = []
+    losses: dict[int, tuple[int, dict[str, float]]] = {}  # by a batch's first image: images, and their mean losses
     for images, targets in loader:
         with autocast(world.device, config.train.precision):
-            predictions = job.predict_to_score(model, [image.to(world.device, non_blocking=True) for image in images])
+            images = [image.to(world.device, non_blocking=True) for image in images]
+            predictions, batch_losses = job.evaluate_batch(model, images, targets)
+        losses[int(targets[0]["image_id"])] = len(images), {name: float(value) for name, value in batch_losses.items()}
         for target, prediction in zip(targets, predictions, strict=True):
             evaluation.add(target, prediction)
             seen.append(int(target["image_id"]))
         if on_image is not None:
             on_image(len(seen), sampler.num_own_images)
     model.train(was_training)
-    parts = world.gather((seen, evaluation.collected()))
+    parts = world.gather((seen, evaluation.collected(), losses))
     if not world.is_main:
         return None
-    everywhere = [image_id for image_ids, _ in parts for image_id in image_ids]
+    everywhere = [image_id for image_ids, _, _ in parts for image_id in image_ids]
     assert len(set(everywhere)) == len(everywhere) == len(dataset), "an image was predicted twice, or not at all"
-    evaluation.merge([part for _, part in parts])
+    evaluation.merge([part for _, part, _ in parts])
+    evaluation.losses = _mean_losses({first: batch for _, _, batches in parts for first, batch in batches.items()})
     return evaluation
+
+
+def _mean_losses(batches: dict[int, tuple[int, dict[str, float]]]) -> dict[str, float]:
+    """Mean losses an image; batches are added up in one order on any number of processes."""
+    total: dict[str, float] = {}
+    for _, (count, batch) in sorted(batches.items()):
+        for name, value in batch.items():
+            total[name] = total.get(name, 0.0) + value * count
+    images = sum(count for count, _ in batches.values())
+    return {name: value / images for name, value in total.items()}
 
 
 def open_source(
@@ -146,6 +160,7 @@ def evaluate(
         if all(score.value == -1 for score in scores):
             reporter.line(f"{dataset.path} has nothing to find: -1 stands for no score.")
         reporter.scores(scores)
+        reporter.losses(evaluation.losses)
         reporter.per_class(scores)
         if output_dir:
             reporter.line(f"results and scores in {output_dir}")

@@ -1,9 +1,10 @@
 """What a job of a backbone is: a data set, a model and a metric. The trainer and the tools know nothing else of it."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
 import numpy as np
@@ -63,6 +64,8 @@ class SampleSet(HasClasses, Protocol):
 
 class Evaluation(ABC):
     """Predictions on a validation set: collected in each process, merged, scored and drawn in the main one."""
+
+    losses: Mapping[str, float] = MappingProxyType({})  # means over the images, where the config asks for them
 
     @abstractmethod
     def add(self, target: dict[str, Any], prediction: Any) -> None:
@@ -166,9 +169,11 @@ class Job(ABC, Generic[ConfigT]):
     def predict(self, model: nn.Module, images: list[Tensor]) -> list[Any]:
         """What the model, in evaluation mode, says of each image (uint8, on the device)."""
 
-    def predict_to_score(self, model: nn.Module, images: list[Tensor]) -> list[Any]:
-        """As `predict`, in whatever form the job's evaluation takes."""
-        return self.predict(model, images)
+    def evaluate_batch(
+        self, model: nn.Module, images: list[Tensor], targets: list[dict[str, Any]]
+    ) -> tuple[list[Any], dict[str, Tensor]]:
+        """As `predict`, in whatever form the job's evaluation takes, and the losses, where the config asks for them."""
+        return self.predict(model, images), {}
 
     @abstractmethod
     def start_evaluation(self, dataset: Any) -> Evaluation:

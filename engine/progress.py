@@ -3,7 +3,7 @@
 import resource
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -36,6 +36,12 @@ class Reporter:
             self.line(f"{score.kind}:")
             for text in score.lines():
                 self.line(text)
+
+    def losses(self, losses: Mapping[str, float]) -> None:
+        """Print validation losses, if there are any."""
+        if losses:
+            parts = "  ".join(f"{name.removeprefix('loss_')} {value:.3f}" for name, value in losses.items())
+            self.line(f"loss {sum(losses.values()):.3f} ({parts})")
 
     def per_class(self, scores: list[Score]) -> None:
         """Print a table of each class's numbers."""

@@ -226,8 +226,11 @@ class Run:
             seconds = time.perf_counter() - began
             self.reporter.line(f"epoch {epoch} on {len(self.validation_set)} validation images, in {clock(seconds)}:")
             self.reporter.scores(scores)
+            self.reporter.losses(evaluation.losses)
             record: dict[str, Any] = {"epoch": epoch, "seconds": round(seconds, 1)}
             record |= {score.kind: {**score.stats, "per_class": score.per_class} for score in scores}
+            if evaluation.losses:
+                record["losses"] = dict(evaluation.losses)
             self._track("eval", record)
             if scores[-1].value > self.best:
                 self.best = scores[-1].value

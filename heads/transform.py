@@ -71,7 +71,7 @@ class DetectionTransform(GeneralizedRCNNTransform):
         original_image_sizes: list[tuple[int, int]],
     ) -> list[dict[str, Tensor]]:
         """Predictions in the pixels of the original images, masks at their size."""
-        if self.training:
+        if self.training or not result:
             return result
         masks = [prediction.pop("masks", None) for prediction in result]
         result = super().postprocess(result, image_shapes, original_image_sizes)
