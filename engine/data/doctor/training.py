@@ -1,8 +1,10 @@
 """The quick check at the start of a run: what cannot be used is left out of training and counted; validation stops at it."""
 
+import contextlib
 import hashlib
 import json
 import os
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
@@ -23,10 +25,14 @@ from engine.data.ragged import Ragged
 from engine.data.segmentations import FLOATS, HUNDREDTHS, NONE
 from engine.data.sources import CocoPaths
 from engine.distributed import World
+from engine.files import make_folder
 
 VERSION = 1  # of what is left out: raise it when that changes
 HINT = "tools/check_data.py lists all that is wrong with a config's data; its --fix leaves it out of a copy."
 _MOST = 0.5  # of the images or annotations that may be left out: more is a wrong path, or another format
+
+MARKED_FROM = 5_000  # images: to look at the headers of fewer takes less than a second
+_UNSETTLED = 2_000_000_000  # ns: the coarsest step of a file system's times
 
 OnFault = Literal["skip", "stop"]
 
@@ -172,8 +178,33 @@ def _faults(paths: CocoPaths, annotations: Annotations, *, with_masks: bool) -> 
         }
         for index in range(len(annotations))
     ]
-    of_images = glance_at_images(paths.images, list(enumerate(images)), split="train")
+    mark = _mark(paths, [annotations.file_name(index) for index in range(len(images))]) if len(images) >= MARKED_FROM else None
+    of_images: list[Finding] = []
+    if mark is None or not mark.is_file():
+        of_images = glance_at_images(paths.images, list(enumerate(images)), split="train")
+        if mark is not None and not of_images:
+            with contextlib.suppress(OSError, UserError):
+                make_folder(mark.parent)
+                mark.touch()
     return of_images, _of_masks(annotations) if with_masks else []
+
+
+def _mark(paths: CocoPaths, names: list[str]) -> Path | None:
+    """The file that is there once all images of a large set were found sound; None where that cannot be known.
+
+    Its name holds the times of change of the annotations and of the images' folders, in which no image came or went since. An
+    image written over in place is not noticed before it is read.
+    """
+    folders = sorted({name.rpartition("/")[0] for name in names})
+    try:
+        facts = [paths.annotations.stat(), *((paths.images / folder).stat() for folder in folders)]
+    except OSError:
+        return None
+    times = [status.st_mtime_ns for status in facts]
+    if max(times) > time.time_ns() - _UNSETTLED:
+        return None  # it could change again within the same tick of the file system's clock
+    key = [VERSION, str(paths.annotations.absolute()), facts[0].st_size, str(paths.images.absolute()), folders, times]
+    return default_cache_dir() / "annotations" / f"{hashlib.sha256(json.dumps(key).encode()).hexdigest()[:32]}.images-seen"
 
 
 def _of_masks(annotations: Annotations) -> list[Finding]:

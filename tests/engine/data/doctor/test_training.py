@@ -3,6 +3,7 @@
 import contextlib
 import io
 import json
+import os
 import pickle
 import re
 import shutil
@@ -215,3 +216,34 @@ def test_all_processes_leave_out_the_same(toy, on_processes):
     assert (one.status, other.status) == (0, 0), one.output + other.output
     assert one.output == other.output
     assert one.output.startswith("11\nleft out: 1 training objects, unknown category id")
+
+
+# ---- Large sets ----
+
+
+def test_images_that_were_sound_are_not_looked_at_again_until_one_comes_or_goes(toy, monkeypatch):
+    monkeypatch.setattr(training, "MARKED_FROM", 1)
+    looked = []
+    look = training.glance_at_images
+    monkeypatch.setattr(training, "glance_at_images", lambda *args, **options: looked.append(1) or look(*args, **options))
+
+    def starts():
+        looked.clear()
+        lines = load_for_training(toy, load_annotations)[1]
+        return len(looked), lines
+
+    for path in (toy.images, toy.annotations):
+        os.utime(path, (1e9, 1e9))
+    assert starts() == (1, [])
+    assert starts() == (0, [])
+    (toy.images / "001.png").unlink()
+    for _ in range(2):  # faults are not kept: the image may come back
+        number, lines = starts()
+        assert (number, lines[0].split(":")[1]) == (1, " 1 training images, missing image")
+
+
+def test_what_changed_just_now_is_looked_at_again(toy, monkeypatch):
+    monkeypatch.setattr(training, "MARKED_FROM", 1)
+    assert load_for_training(toy, load_annotations)[1] == []
+    (toy.images / "001.png").unlink()
+    assert load_for_training(toy, load_annotations)[1]
