@@ -52,7 +52,8 @@ def test_losses_and_predictions_are_those_of_the_two_modes(head, make_target):
 def test_a_failing_loss_leaves_the_model_as_it_was(make_target):
     model, images, targets = model_and_batch("faster_rcnn", make_target)
     backbone = model.backbone
-    targets[0] = {"boxes": torch.zeros(1, 4), "labels": torch.ones(1, dtype=torch.int64), "seed": 3}  # torchvision refuses boxes without sides
+    no_sides = {"boxes": torch.zeros(1, 4), "labels": torch.ones(1, dtype=torch.int64), "seed": 3}
+    targets[0] = no_sides  # torchvision refuses such boxes
     with pytest.raises(AssertionError):
         detect_with_losses(model.eval(), images, targets)
     assert model.backbone is backbone
