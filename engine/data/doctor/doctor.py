@@ -14,7 +14,7 @@ from engine.data.converters.coco_writer import write_json
 from engine.data.doctor.annotation_checks import check_content, read_content
 from engine.data.doctor.class_checks import check_classes
 from engine.data.doctor.duplicates import Pictures, check_duplicates
-from engine.data.doctor.findings import Finding, count_by_severity, table_rows, write_findings
+from engine.data.doctor.findings import KINDS, Finding, by_kind, count_by_severity, table_rows, write_findings
 from engine.data.doctor.fix import Changes, clean
 from engine.data.doctor.image_checks import check_images, well_formed_images
 from engine.data.doctor.image_files import ImageFacts
@@ -62,6 +62,9 @@ def check_data(config: RunConfig, *, output: str | Path, fix: str | Path | None 
     if findings:
         columns = ["severity", "split", "what", "count", "which"]
         reporter.table(columns, table_rows(findings), title="What was found")
+        for (split_name, kind), group in by_kind(findings).items():
+            if KINDS[kind].severity == "error":
+                reporter.line(f"{kind.replace('_', ' ')}, {split_name} {group[0].name}: {group[0].message}")
     counts = count_by_severity(findings)
     reporter.line(", ".join(f"{number} {severity}{'s' * (number != 1)}" for severity, number in counts.items()))
     write_findings(findings, folder / "findings.json")
@@ -132,7 +135,7 @@ def _describe(split: Split) -> str:
 def _targets(paths: dict[str, CocoPaths], folder: Path) -> dict[str, Path]:
     """Where the cleaned copies go; no file is written over."""
     folder = make_folder(folder)
-    names = [where.annotations.name for where in paths.values()]
+    names = [path.name for path in {where.annotations.resolve() for where in paths.values()}]
     targets = {}
     for split, where in paths.items():
         name = where.annotations.name if len(set(names)) == len(names) else f"{split}_{where.annotations.name}"
