@@ -93,8 +93,10 @@ def _across(train: Pictures, val: Pictures) -> list[Finding]:
 
 def _distances(hashes: np.ndarray, others: np.ndarray) -> np.ndarray:
     """(N, M) bits that differ."""
-    differ = (hashes[:, None] ^ others[None]).view(np.uint16).reshape(len(hashes), len(others), 4)
-    return _ONES[differ].sum(axis=2, dtype=np.uint8)
+    differ = hashes[:, None] ^ others[None]
+    if hasattr(np, "bitwise_count"):  # from numpy 2 on, in a tenth of the time
+        return np.asarray(np.bitwise_count(differ))
+    return _ONES[differ.view(np.uint16).reshape(len(hashes), len(others), 4)].sum(axis=2, dtype=np.uint8)
 
 
 def _look_alike(thumb: bytes, other: bytes) -> bool:

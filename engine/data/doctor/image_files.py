@@ -54,7 +54,7 @@ def examine(path: Path, height: int, width: int) -> ImageFacts:
     faults: list[tuple[str, str]] = []
     try:
         with Image.open(io.BytesIO(content)) as image:
-            faults += _of_size(image, height, width)
+            faults += _of_size(path, image, height, width)
             faults += _of_form(image)
             image.load()
             small = _grey(image).resize((THUMB, THUMB), Image.Resampling.BOX)
@@ -74,17 +74,17 @@ def glance(path: Path, height: int, width: int) -> tuple[str, str] | None:
     """The fault (kind, message) of a file that its header shows, without decoding it: missing, no image, of another size."""
     try:
         with Image.open(path) as image:
-            return next(iter(_of_size(image, height, width)), None)
+            return next(iter(_of_size(path, image, height, width)), None)
     except FileNotFoundError:
         return "missing_image", f"there is no file {path}"
     except _BROKEN as error:
         return "unreadable_image", f"{path} cannot be read: {error}"
 
 
-def _of_size(image: Image.Image, height: int, width: int) -> list[tuple[str, str]]:
+def _of_size(path: Path, image: Image.Image, height: int, width: int) -> list[tuple[str, str]]:
     if image.size == (width, height):
         return []
-    message = f"the file is {image.width} x {image.height} pixels, the annotations say {width} x {height}"
+    message = f"{path} is {image.width} x {image.height} pixels, the annotations say {width} x {height}"
     turned = _orientation(image) in _TURNED and image.size == (height, width)
     return [("wrong_image_size", message + (", as its EXIF rotation would have it, which training does not apply" * turned))]
 
