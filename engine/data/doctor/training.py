@@ -101,16 +101,17 @@ def check_for_validation(paths: CocoPaths, load: Callable[[Path], Annotations], 
 def left_out(findings: Sequence[Finding], *, shown: int = 5) -> list[str]:
     """A line for each kind of fault: how many are left out, and the first of them."""
     lines = []
-    for (_, kind), group in by_kind(findings).items():
-        images = group[0].place is not None and group[0].place[0] == "images"
-        what = {"drop_mask": "masks", "drop_field": "fields", "renumber": "ids"}.get(
-            str(KINDS[kind].remedy), "images" if images else "objects"
-        )
-        names = [f"{finding.image_id} ({finding.file})" if images else str(finding.annotation_id) for finding in group[:shown]]
-        more = f" and {len(group) - shown} more" if len(group) > shown else ""
-        done = "replaced" if what == "ids" else "left out"
-        of = "image" if images else "annotation"
-        lines.append(f"{done}: {len(group)} training {what}, {kind.replace('_', ' ')}: {of} {', '.join(names)}{more}")
+    parts = [[f for f in findings if (f.place is not None and f.place[0] == "images") == images] for images in (True, False)]
+    for images, part in zip((True, False), parts, strict=True):
+        for (_, kind), group in by_kind(part).items():
+            what = {"drop_mask": "masks", "drop_field": "fields", "renumber": "ids"}.get(
+                str(KINDS[kind].remedy), "images" if images else "objects"
+            )
+            names = [f"{finding.image_id} ({finding.file})" if images else str(finding.annotation_id) for finding in group]
+            more = f" and {len(group) - shown} more" if len(group) > shown else ""
+            which = f"{'image' if images else 'annotation'} {', '.join(names[:shown])}{more}"
+            done = "replaced" if what == "ids" else "left out"
+            lines.append(f"{done}: {len(group)} training {what}, {kind.replace('_', ' ')}: {which}")
     return lines
 
 

@@ -159,6 +159,19 @@ def test_without_nothing_is_the_same(toy):
     same(without(annotations), annotations)
 
 
+def test_entries_of_images_and_of_objects_are_counted_apart(toy):
+    def spoil(content):
+        content["images"][1]["width"] = "wide"
+        for entry in content["annotations"][-7:]:
+            del entry["bbox"]
+
+    ids = [entry["id"] for entry in edit(toy, spoil)["annotations"][-7:]]
+    _, lines = load_for_training(toy, load_annotations)
+    assert re.fullmatch(r"left out: 1 training images, malformed entry: image \d+ \(001\.png\)", lines[0])
+    assert lines[1] == f"left out: 7 training objects, malformed entry: annotation {', '.join(map(str, ids[:5]))} and 2 more"
+    assert lines[2:] == ["left out: 2 training objects in these images"]
+
+
 # ---- What stops ----
 
 
