@@ -103,10 +103,11 @@ class DetectionJob(Job[DetectionConfig]):
         return draw_instances(image, target, class_names=dataset.annotations.class_names)
 
     def describe_classes(self, dataset: CocoDataset) -> list[str]:
-        """The number of objects of each class."""
+        """What was left out, and the number of objects of each class."""
         table = dataset.annotations
         crowds = int(table.iscrowd.sum())
         return [
+            *dataset.left_out,
             f"{len(table.boxes)} objects, {crowds} of them crowd regions, in {len(table.categories)} classes:",
             *(
                 f"  {category.name:<20} {int((table.labels == label).sum()):>8}"

@@ -1,6 +1,7 @@
 """The front doors: what they print and write, and how they refuse what is wrong."""
 
 import json
+import re
 import os
 import subprocess
 import sys
@@ -235,7 +236,7 @@ def test_annotations_that_are_no_json_are_refused_and_the_place_named(tool, toy)
 def test_a_missing_image_is_refused_and_named(tool, toy, num_workers):
     toy.image.unlink()
     done = tool("train_det.py", toy.config, f"data.num_workers={num_workers}")
-    assert_refused(done, f"no image file {toy.image}")
+    assert_refused(done, f"there is no file {toy.image}")
     assert len(done.err.splitlines()) == 1
 
 
@@ -245,21 +246,26 @@ def test_a_truncated_image_is_refused_and_named(tool, toy, num_workers, share):
     content = toy.image.read_bytes()
     toy.image.write_bytes(content[: int(len(content) * share)])
     done = tool("train_det.py", toy.config, f"data.num_workers={num_workers}")
-    assert_refused(done, f"The image {toy.image} cannot be read", "take it out of the annotations")
+    assert_refused(done, f"{toy.image} cannot be read")
     assert len(done.err.splitlines()) == 1
 
 
 def test_a_broken_image_is_refused_in_evaluation_and_in_pictures_too(tool, toy, trained, tmp_path):
     toy.image.write_bytes(b"\x89PNG")
     val = [f"data.val.images={toy.images}", f"data.val.annotations={toy.annotations}"]
-    assert_refused(tool("eval_det.py", trained.folder / "best.pt", *val), f"The image {toy.image} cannot be read")
-    assert_refused(tool("show_data.py", toy.config, "-o", tmp_path / "sheet.png"), f"The image {toy.image} cannot be read")
+    assert_refused(tool("eval_det.py", trained.folder / "best.pt", *val), f"{toy.image} cannot be read")
+    show = ["show_data.py", toy.config, "-o", tmp_path / "sheet.png"]
+    assert_refused(tool(*show, "data.on_fault=stop"), f"{toy.image} cannot be read")
     assert not (tmp_path / "sheet.png").exists()
+    shown = tool(*show)
+    assert shown.status == 0
+    assert re.search(rf"left out: 1 training images, unreadable image: image \d+ \(.*{toy.image.name}\)", shown.out)
+    assert (tmp_path / "sheet.png").exists()
 
 
 def test_an_image_of_another_size_than_stated_is_refused(tool, toy):
     Image.new("RGB", (20, 30)).save(toy.image)
-    assert_refused(tool("train_det.py", toy.config), toy.image, "20 x 30 pixels", "says 64 x 48")
+    assert_refused(tool("train_det.py", toy.config), f"{toy.image} is 20 x 30 pixels", "say 64 x 48")
 
 
 # ---- What they refuse: weights and checkpoints ----
