@@ -1,8 +1,8 @@
 """The front doors: what they print and write, and how they refuse what is wrong."""
 
 import json
-import re
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
