@@ -212,7 +212,7 @@ def test_training_and_validation_sets_of_other_classes_are_refused(make_config, 
     content["categories"][0]["name"] = "rhombus"
     (tmp_path / "other.json").write_text(json.dumps(content))
     with pytest.raises(UserError, match="list different categories"):
-        train(make_config(f"data.val.annotations={tmp_path / 'other.json'}"))
+        train(make_config(f"data.val.annotations={tmp_path / 'other.json'}", f"data.val.images={toy_data['images']}"))
 
 
 # ---- Learning ----
