@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 
@@ -34,6 +34,7 @@ _MOST = 0.5  # of the images or annotations that may be left out: more is a wron
 MARKED_FROM = 5_000  # images: to look at the headers of fewer takes less than a second
 _UNSETTLED = 2_000_000_000  # ns: the coarsest step of a file system's times
 
+T = TypeVar("T")
 OnFault = Literal["skip", "stop"]
 
 
@@ -59,13 +60,17 @@ def load_for_training(
         UserError: something is wrong that cannot be left out: a file's form, its categories, or more than half of it.
     """
     lines: list[str] = []
-    try:
-        annotations = load(paths.annotations)
-    except UserError as error:
-        if on_fault == "stop":
-            raise UserError(f"{error} {HINT}") from None
-        annotations, lines = _load_cleaned(paths.annotations, error, world)
-    images, masks = _on_main(world, lambda: _faults(paths, annotations, with_masks=with_masks))
+    # Once cleaned, a file need not be read as a whole again, to be refused again.
+    if on_fault == "skip" and _on_main(world, lambda: _known_copy(paths.annotations) is not None, otherwise=False):
+        annotations, lines = _load_cleaned(paths.annotations, None, world)
+    else:
+        try:
+            annotations = load(paths.annotations)
+        except UserError as error:
+            if on_fault == "stop":
+                raise UserError(f"{error} {HINT}") from None
+            annotations, lines = _load_cleaned(paths.annotations, error, world)
+    images, masks = _on_main(world, lambda: _faults(paths, annotations, with_masks=with_masks), otherwise=_SOUND)
     faults = images + masks
     if not faults:
         return annotations, lines
@@ -92,7 +97,7 @@ def check_for_validation(paths: CocoPaths, load: Callable[[Path], Annotations], 
         annotations = load(paths.annotations)
     except UserError as error:
         raise UserError(f"{error} {HINT}") from None
-    images, _ = _on_main(world, lambda: _faults(paths, annotations, with_masks=False))
+    images, _ = _on_main(world, lambda: _faults(paths, annotations, with_masks=False), otherwise=_SOUND)
     if images:
         raise UserError(_first(images, paths.annotations))
     return annotations
@@ -118,7 +123,7 @@ def left_out(findings: Sequence[Finding], *, shown: int = 5) -> list[str]:
 # ---- A file that the loader refuses ----
 
 
-def _load_cleaned(path: Path, error: UserError, world: World | None) -> tuple[Annotations, list[str]]:
+def _load_cleaned(path: Path, error: UserError | None, world: World | None) -> tuple[Annotations, list[str]]:
     """What is usable of a file. The cleaned copy is kept in the cache folder, so that it is made, and parsed, but once."""
     if world is not None and not world.is_main:
         world.barrier()
@@ -131,20 +136,40 @@ def _load_cleaned(path: Path, error: UserError, world: World | None) -> tuple[An
             world.barrier()
 
 
-def _cleaned_copy(path: Path, error: UserError) -> tuple[Path, list[str]]:
+def _copy_of(path: Path) -> tuple[Path, Path, list[int]]:
+    """Where a file's cleaned copy is, and the record of what was left out of it; what they are recognised by."""
     status = path.stat()
     key = [VERSION, status.st_size, status.st_mtime_ns]
     named = f"{path.stem}-{hashlib.sha256(os.fsencode(path.absolute())).hexdigest()[:16]}"
     folder = default_cache_dir() / "annotations"
-    # Which file the copy is of is in its name: another process's newer copy cannot come between record and copy.
+    # Which version of the file the copy is of is in its name: another process's copy cannot come between record and copy.
     version = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:16]
-    record, copy = folder / f"{named}.cleaned.json", folder / f"{named}-{version}.json"
+    return folder / f"{named}-{version}.json", folder / f"{named}.cleaned.json", key
+
+
+def _record(path: Path) -> dict[str, Any]:
     try:
-        known = json.loads(record.read_bytes())
-        if known["key"] == key and copy.is_file():
-            return copy, known["lines"]
-    except (OSError, ValueError, KeyError, TypeError):
-        known = {}
+        known = json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return known if isinstance(known, dict) else {}
+
+
+def _known_copy(path: Path) -> tuple[Path, list[str]] | None:
+    """The cleaned copy of a file as it is now, and what was left out; None where there is none yet."""
+    copy, record, key = _copy_of(path)
+    known = _record(record)
+    return (copy, known["lines"]) if known.get("key") == key and "lines" in known and copy.is_file() else None
+
+
+def _cleaned_copy(path: Path, error: UserError | None) -> tuple[Path, list[str]]:
+    """A file's cleaned copy, made where there is none yet; `error` is why."""
+    found = _known_copy(path)
+    if found is not None:
+        return found
+    copy, record, key = _copy_of(path)
+    known = _record(record)
+    error = error or UserError(f"{path} has changed while it was read. Start again.")
     content, _ = read_content(path, split="train")
     if content is None:
         raise error
@@ -158,7 +183,7 @@ def _cleaned_copy(path: Path, error: UserError) -> tuple[Path, list[str]]:
     write_json(copy, cleaned)
     write_json(record, {"key": key, "lines": lines, "copy": copy.name})
     if isinstance(known.get("copy"), str) and known["copy"] != copy.name:
-        for old in folder.glob(f"{Path(known['copy']).name}*"):
+        for old in copy.parent.glob(f"{Path(known['copy']).name}*"):
             old.unlink(missing_ok=True)
     return copy, lines
 
@@ -166,6 +191,7 @@ def _cleaned_copy(path: Path, error: UserError) -> tuple[Path, list[str]]:
 # ---- Faults that a file's columns and the images' headers show ----
 
 Faults = tuple[list[Finding], list[Finding]]
+_SOUND: Faults = ([], [])
 
 
 def _faults(paths: CocoPaths, annotations: Annotations, *, with_masks: bool) -> Faults:
@@ -228,11 +254,11 @@ def _of_masks(annotations: Annotations) -> list[Finding]:
     return found
 
 
-def _on_main(world: World | None, look: Callable[[], Faults]) -> Faults:
-    """What the main process finds, so that all processes leave out the same."""
+def _on_main(world: World | None, look: Callable[[], T], *, otherwise: T) -> T:
+    """What the main process finds, so that all processes do the same; `otherwise` stands in its place on the others."""
     if world is None or world.size == 1:
         return look()
-    return world.broadcast(look() if world.is_main else ([], []))
+    return world.broadcast(look() if world.is_main else otherwise)
 
 
 def _first(faults: Sequence[Finding], path: Path) -> str:

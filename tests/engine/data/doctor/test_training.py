@@ -107,7 +107,7 @@ def test_a_broken_annotation_is_left_out_alone(toy, monkeypatch, stored):
     np.testing.assert_array_equal(annotations.annotation_ids, np.delete(before.annotation_ids, 3))
     if stored:  # the next run makes nothing anew, and says the same
         monkeypatch.setattr(training, "usable", None)
-        again, said = load_for_training(toy, load_annotations)
+        again, said = load_for_training(toy, lambda path: pytest.fail(f"{path} is read again, to be refused again"))
         assert said == lines
         same(annotations, again)
 
