@@ -35,7 +35,7 @@ class DetectionTransform(GeneralizedRCNNTransform):
         resize_in_training: bool = True,
     ) -> None:
         super().__init__(min_size, max_size, image_mean, image_std, _skip_resize=not resize_in_training)
-        self.training_shapes: list[tuple[int, int]] = []
+        self._training_shapes: list[tuple[int, int]] = []
         self._pastes_masks = True
 
     def limit_training_shapes(self, shapes: Sequence[tuple[int, int]]) -> None:
@@ -43,13 +43,13 @@ class DetectionTransform(GeneralizedRCNNTransform):
 
         A compiled backbone is compiled once for each shape it meets; without this, COCO has hundreds.
         """
-        self.training_shapes = sorted(shapes, key=lambda shape: shape[0] * shape[1])
+        self._training_shapes = sorted(shapes, key=lambda shape: shape[0] * shape[1])
 
     def batch_images(self, images: list[Tensor], size_divisible: int = 32) -> Tensor:
         """Images (C, H_i, W_i) -> (B, C, H, W), padded with zeros on the right and at the bottom."""
-        if self.training and self.training_shapes:
+        if self.training and self._training_shapes:
             height, width = (max(image.shape[axis] for image in images) for axis in (1, 2))
-            for shape in self.training_shapes:
+            for shape in self._training_shapes:
                 if height <= shape[0] and width <= shape[1]:
                     batch = images[0].new_zeros((len(images), images[0].shape[0], *shape))
                     for place, image in zip(batch, images, strict=True):

@@ -54,10 +54,10 @@ def test_the_shards_of_several_processes_make_up_what_one_has(run, size, monkeyp
 @pytest.mark.parametrize("change", ["twice", "not at all", "one in place of another"])
 def test_an_image_that_is_not_counted_once_is_our_mistake(run, monkeypatch, change):
     def gather(self, value):
-        seen, collected = value
+        seen, *rest = value
         (last, *_) = seen
         parts = {"twice": [*seen, last], "not at all": seen[1:], "one in place of another": [*seen[1:], seen[1]]}
-        return [(parts[change], collected)]
+        return [(parts[change], *rest)]
 
     monkeypatch.setattr(World, "gather", gather)
     with pytest.raises(AssertionError, match="predicted twice, or not at all"):
