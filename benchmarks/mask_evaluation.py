@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from engine.benchmark import describe_machine
+from engine.benchmark import describe_machine, peak_bytes
 from engine.data.annotations import Category
 from engine.data.masks import encode_mask
 from engine.detection.coco_eval import ScoreOptions
@@ -48,7 +48,7 @@ def main() -> None:
     parser.add_argument("--instances", type=int, default=300, help="an image")
     parser.add_argument("-o", "--output", metavar="FILE")
     args = parser.parse_args()
-    before = peak_gb()
+    before = peak_bytes() / 1e9
     # The truth is every tenth instance of what is "predicted".
     truth: dict[str, Any] = {"images": [], "annotations": [], "categories": [{"id": 1, "name": "thing"}]}
     encoding = 0.0
@@ -70,7 +70,12 @@ def main() -> None:
             scorer.add(image_id, rows_of_type(detections.rows(image_id, [CATEGORY]), "segm"))
         score = scorer.score()
         scoring = time.perf_counter() - began
-    figures = {"peak_gb": peak_gb(), "peak_gb_of_the_imports": before, "encoding_seconds": encoding, "scoring_seconds": scoring}
+    figures = {
+        "peak_gb": peak_bytes() / 1e9,
+        "peak_gb_of_the_imports": before,
+        "encoding_seconds": encoding,
+        "scoring_seconds": scoring,
+    }
     print(", ".join(f"{name} {value:.2f}" for name, value in figures.items()), f"AP {score.value:.3f}")
 
     # The dense path, on a part of an image: all of it would be 14 GB.
@@ -82,12 +87,6 @@ def main() -> None:
     if args.output:
         content = {"machine": describe_machine(torch.device("cpu")), "settings": vars(args), "equal": equal, **figures}
         Path(args.output).write_text(json.dumps(content, indent=2))
-
-
-def peak_gb() -> float:
-    """Peak memory of this process, on Linux."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) * 1024 / 1e9
 
 
 if __name__ == "__main__":

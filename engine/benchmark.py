@@ -146,10 +146,11 @@ def report_memory(name: str, head: str, task: Task, height: str, width: str, bat
     size = (int(height), int(width))
     model = contender(name, head, task, size=size, device=torch.device("cpu"))
     measure({name: model}, task, size=size, batch_size=int(batch), rounds=1, precision=precision)
-    print(_peak_bytes() / 1e9)
+    print(peak_bytes() / 1e9)
 
 
-def _peak_bytes() -> int:
+def peak_bytes() -> int:
+    """Peak memory of this process."""
     status = Path("/proc/self/status")
     if status.is_file():  # Linux counts the parent's peak into ru_maxrss
         return next(int(line.split()[1]) * 1024 for line in status.read_text().splitlines() if line.startswith("VmHWM"))
