@@ -10,7 +10,15 @@ from typing import Any
 import hotcoco
 import numpy as np
 
-from engine.detection.coco_eval import IouType, ScoreOptions, keypoint_truth, load_ground_truth, scores_of, sigmas_of
+from engine.detection.coco_eval import (
+    CocoScore,
+    IouType,
+    ScoreOptions,
+    keypoint_truth,
+    load_ground_truth,
+    scores_of,
+    sigmas_of,
+)
 
 
 @dataclass(frozen=True)
@@ -94,8 +102,8 @@ class StreamingScorer:
         """Take the states of all processes in the place of this one's own."""
         self._stream = hotcoco.StreamingEval.merge([hotcoco.StreamingEval.from_bytes(state) for state in states])
 
-    def score(self) -> Any:
-        """The score of all images, a `CocoScore`."""
+    def score(self) -> CocoScore:
+        """The score of all images."""
         evaluator = self._stream.finalize()
         evaluator.accumulate()
         evaluator.summary_lines()  # computes the stats
