@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -219,6 +220,7 @@ def test_one_process_needs_no_others():
     with start_world("cpu") as world:
         assert world == World(0, 1, CPU)
         assert world.is_main
+        assert world.store is None
         assert world.gather("value") == ["value"]
         assert world.broadcast("value") == "value"
         world.barrier()
@@ -241,6 +243,62 @@ def test_processes_gather_to_the_first_and_hear_from_it(on_processes, tmp_path):
     first, *others = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(3))
     assert first == {"gathered": [{"rank": 0}, {"rank": 1}, {"rank": 2}], "received": "from 0", "mean": [5, 5], "main": True}
     assert others == [{"gathered": [], "received": "from 0", "mean": [5, 5], "main": False}] * 2
+
+
+RESTARTED = """
+import os
+from engine.distributed import start_world
+
+with start_world("cpu") as world:
+    stale = world.store.check(["greeting"])
+    world.barrier()
+    if world.is_main:
+        world.store.set("greeting", "hello")
+    world.barrier()
+    print(f"rank {world.rank} start {os.environ['TORCHELASTIC_RESTART_COUNT']} {world.store.get('greeting').decode()} {stale}")
+    if os.environ["TORCHELASTIC_RESTART_COUNT"] == "0" and world.rank == 1:
+        os._exit(3)
+    world.barrier()
+"""
+
+
+@pytest.mark.slow
+def test_a_restart_does_not_take_what_the_last_start_left_for_its_own(tmp_path):
+    """torchrun's store lives as long as it does."""
+    (tmp_path / "restarted.py").write_text(RESTARTED)
+    command = [sys.executable, "-m", "torch.distributed.run", "--rdzv-backend=c10d", "--rdzv-endpoint=127.0.0.1:0"]
+    done = subprocess.run(
+        [*command, "--nproc-per-node=2", "--max-restarts=1", "--monitor-interval=0.1", tmp_path / "restarted.py"],
+        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    assert sorted(done.stdout.splitlines()) == [f"rank {r} start {s} hello False" for r in (0, 1) for s in (0, 1)]
+
+
+def _meet(folder: str, late: str) -> None:
+    with start_world("cpu", wait_minutes=1 / 60) as world:
+        if world.rank == 1 and late == "fails":
+            raise UserError("there is no room")
+        if world.rank == 1:
+            time.sleep(4)
+        try:
+            world.barrier()
+        except RuntimeError as error:
+            raise UserError(str(error)) from error  # which is printed into the output
+
+
+@pytest.mark.parametrize(
+    ("late", "said"),
+    [("fails", "process 0 ends because another did: process 1: UserError: there is no room"), ("sleeps", "1 of 2 came")],
+)
+def test_who_waits_for_a_process_that_does_not_come_is_told(on_processes, tmp_path, late, said):
+    first, second = on_processes(2, _meet, str(tmp_path), late)
+    assert first.status == 2
+    assert said in first.output
+    assert second.status not in (0, None)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
