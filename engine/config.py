@@ -133,6 +133,10 @@ class DataConfig(Section):
 
     num_workers: Annotated[int, Field(ge=0)] = 4
     """Loader processes for each training process. The samples do not depend on it."""
+    on_fault: Literal["skip", "stop"] = "skip"
+    """What becomes of training data that cannot be used. skip leaves out the images and objects that a detector's start finds
+    at fault, replaces an image that turns out to be broken in mid-run by another, and says so; stop ends the run. Faults of
+    validation data always do."""
 
 
 class EmaConfig(Section):
@@ -152,6 +156,11 @@ class TrainConfig(Section):
     compile: bool = False
     """Train with the backbone and pyramid under torch.compile: minutes to start, faster steps on a GPU."""
     clip_grad_norm: PositiveFloat | None = None
+    on_nonfinite: Literal["stop", "skip"] = "stop"
+    """What becomes of a step whose loss or gradient is not finite; its batch is reported in the run's `nonfinite` folder. stop
+    ends the run; skip leaves the step out: weights, averages and statistics stay as they were."""
+    max_skipped: PositiveInt = 10
+    """With on_nonfinite=skip: so many steps left out one after the other end the run."""
     ema: EmaConfig | None = None
     """An exponential moving average of the weights, which is then what is evaluated and used."""
     log_steps: PositiveInt = 20

@@ -11,6 +11,7 @@ from typing import ClassVar, Protocol
 import cv2
 import numpy as np
 
+from backbones.errors import UserError
 from engine.data.instances import MEAN_COLOUR, Instances, Sample, crowds, has_sides, join, mask_areas, refreshed, take, transfer
 
 
@@ -26,6 +27,10 @@ class OtherSamples(Protocol):
     def name_of(self, index: int) -> str:
         """A short name, for messages."""
         ...
+
+
+class PartnerError(UserError):
+    """What is wrong with a sample that was to be mixed into another."""
 
 
 class SampleStep(ABC):

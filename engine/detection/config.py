@@ -67,9 +67,6 @@ class DetectionDataConfig(DataConfig):
     Left out: all."""
     drop_empty_images: bool = False
     """Whether to leave out training images without an object of these classes. They teach what is background."""
-    on_fault: Literal["skip", "stop"] = "skip"
-    """What becomes of training images and objects that cannot be used: skip leaves them out, and says so; stop does not start.
-    Faults of validation data always stop."""
     min_size: PositiveInt | Annotated[list[PositiveInt], Field(min_length=1)] = 800
     """The shorter side of an image, pixels; a list is drawn from in training, its largest is used in evaluation."""
     max_size: PositiveInt = 1333
