@@ -8,15 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.optim.swa_utils import AveragedModel
 
 from backbones import Backbone, UserError
 from engine.amp import autocast
 from engine.build import build_optimizer, build_schedule, build_training_sampler, check_processes
-from engine.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from engine.checkpoint import save_checkpoint
 from engine.compilation import as_written
 from engine.config import RunConfig
-from engine.config_file import check_job, dump_config
+from engine.config_file import dump_config
 from engine.data.dataset import sample_seed
 from engine.data.loader import BatchLoader
 from engine.data.prefetch import on_device
@@ -26,6 +25,7 @@ from engine.evaluate import run_evaluation
 from engine.files import make_folder
 from engine.job import job_of
 from engine.progress import Reporter, Speed, clock, peak_memory_gb
+from engine.resume import TrainingState, check_same_run, find_checkpoint
 from engine.scores import Score
 from engine.tracking import JsonlTracker, TensorBoardTracker, Tracker
 
@@ -62,21 +62,24 @@ class Run:
         self.reporter = Reporter(world)
         self.trackers: list[Tracker] = []
         check_processes(config, world)
-        checkpoint = self._find_checkpoint(resume)
+        checkpoint = find_checkpoint(self.folder, resume, reporter=self.reporter)
 
         torch.manual_seed(config.seed)  # what is initialised at random is the same in every process
         self.training_set, self.validation_set, self.model = self._build()
         self.categories = self.training_set.categories
-        self.optimizer = build_optimizer(config, self.model)
-        self.scaler = torch.amp.GradScaler(world.device.type, enabled=config.train.precision == "fp16")
-        self.average: AveragedModel | None = None
-        if config.train.ema is not None:
-            self.average = average_model(self.model, decay=config.train.ema.decay)
-        self.step = 0
-        self.best = float("-inf")
+        ema = config.train.ema
+        self.state = TrainingState(
+            model=self.model,
+            average=average_model(self.model, decay=ema.decay) if ema is not None else None,
+            optimizer=build_optimizer(config, self.model),
+            scaler=torch.amp.GradScaler(world.device.type, enabled=config.train.precision == "fp16"),
+        )
         if checkpoint is not None:
-            self._restore(checkpoint)
-        self.sampler = build_training_sampler(config, self.training_set, world, start_step=self.step)
+            check_same_run(checkpoint, config)
+            checkpoint.check_categories(self.training_set)
+            assert checkpoint.training is not None, "or find_checkpoint had refused it"
+            self.state.restore(checkpoint.model, checkpoint.training)
+        self.sampler = build_training_sampler(config, self.training_set, world, start_step=self.state.step)
         self.learning_rate_factor = build_schedule(config, steps_per_epoch=self.sampler.steps_per_epoch)
         if config.train.compile:
             self.job.compile_model(self.model)
@@ -97,21 +100,21 @@ class Run:
         speed = Speed(batch_size=self.config.train.batch_size)
         self.parallel.train()
         with self.reporter.bar("training", self.sampler.total_steps) as show:
-            while self.step < self.sampler.total_steps:
+            while self.state.step < self.sampler.total_steps:
                 speed.start()
                 losses, image_ids = self._train_step(batches)
                 speed.stop()
-                self.step += 1
-                show(self.step)
-                if self.step == 1 or self.step % self.config.train.log_steps == 0:
+                self.state.step += 1
+                show(self.state.step)
+                if self.state.step == 1 or self.state.step % self.config.train.log_steps == 0:
                     self._log_step(losses, image_ids, speed)
-                epoch, within = divmod(self.step, self.sampler.steps_per_epoch)
+                epoch, within = divmod(self.state.step, self.sampler.steps_per_epoch)
                 if within == 0:
                     scores = self._end_epoch(epoch)
-                elif self.config.train.checkpoint_steps and self.step % self.config.train.checkpoint_steps == 0:
+                elif self.config.train.checkpoint_steps and self.state.step % self.config.train.checkpoint_steps == 0:
                     self._save("last.pt")
         if not scores:
-            self.reporter.line(f"{self.folder} was finished already, at step {self.step}.")
+            self.reporter.line(f"{self.folder} was finished already, at step {self.state.step}.")
         return scores
 
     def close(self) -> None:
@@ -140,9 +143,9 @@ class Run:
         """One optimizer step; gives the losses, averaged over its parts, and the ids of this process's images."""
         config, world = self.config, self.world
         # Whatever a layer draws (dropout, say) depends on the step alone, so that a resumed run draws the same.
-        torch.manual_seed(sample_seed(config.seed, self.step, world.rank))
-        factor = self.learning_rate_factor(self.step)
-        for group in self.optimizer.param_groups:
+        torch.manual_seed(sample_seed(config.seed, self.state.step, world.rank))
+        factor = self.learning_rate_factor(self.state.step)
+        for group in self.state.optimizer.param_groups:
             group["lr"] = group["initial_lr"] * factor
         totals: dict[str, Tensor] = {}
         image_ids: list[int] = []
@@ -155,26 +158,27 @@ class Run:
             with autocast(world.device, config.train.precision):
                 losses = self.job.losses(self.parallel, images, targets)
             loss = torch.stack(list(losses.values())).sum() / config.train.accumulate
-            self.scaler.scale(loss).backward()
+            self.state.scaler.scale(loss).backward()
             for name, value in losses.items():
                 totals[name] = totals.get(name, torch.zeros_like(value)) + value.detach() / config.train.accumulate
         self._check_finite(totals, image_ids)
         if config.train.clip_grad_norm is not None:
-            self.scaler.unscale_(self.optimizer)
+            self.state.scaler.unscale_(self.state.optimizer)
             nn.utils.clip_grad_norm_(self.model.parameters(), config.train.clip_grad_norm)
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
-        self.optimizer.zero_grad(set_to_none=True)
-        if self.average is not None:
-            self.average.update_parameters(self.model)
+        self.state.scaler.step(self.state.optimizer)
+        self.state.scaler.update()
+        self.state.optimizer.zero_grad(set_to_none=True)
+        if self.state.average is not None:
+            self.state.average.update_parameters(self.model)
         return totals, image_ids
 
     def _check_finite(self, losses: dict[str, Tensor], image_ids: list[int]) -> None:
         if all(math.isfinite(value) for value in torch.stack(list(losses.values())).tolist()):
             return
         named = ", ".join(f"{name} {float(value):.3g}" for name, value in losses.items())
+        step = self.state.step + 1
         raise UserError(
-            f"The loss is not finite at step {self.step + 1} ({named}), on images {image_ids}. Training has diverged: use a "
+            f"The loss is not finite at step {step} ({named}), on images {image_ids}. Training has diverged: use a "
             f"lower optimizer.lr (now {self.config.optimizer.lr}), a longer schedule.warmup_steps, or train.clip_grad_norm=10. "
             f"The last checkpoint in {self.folder} is from before."
         )
@@ -187,14 +191,14 @@ class Run:
             return
         values = {name: sum(values[name] for values, _ in gathered) / len(gathered) for name in values}
         loss = sum(values.values())
-        rate, left = speed.report(steps_left=self.sampler.total_steps - self.step)
-        lr = self.optimizer.param_groups[0]["lr"]
+        rate, left = speed.report(steps_left=self.sampler.total_steps - self.state.step)
+        lr = self.state.optimizer.param_groups[0]["lr"]
         memory = peak_memory_gb(self.world.device)
-        epoch = 1 + (self.step - 1) // self.sampler.steps_per_epoch
+        epoch = 1 + (self.state.step - 1) // self.sampler.steps_per_epoch
         parts = "  ".join(f"{name.removeprefix('loss_')} {value:.3f}" for name, value in values.items())
         self.reporter.line(
-            f"epoch {epoch}/{self.config.train.epochs}  step {self.step}/{self.sampler.total_steps}  loss {loss:.3f} ({parts})"
-            f"  lr {lr:.2e}  {rate:.1f} img/s  ETA {clock(left)}  {memory:.1f} GB"
+            f"epoch {epoch}/{self.config.train.epochs}  step {self.state.step}/{self.sampler.total_steps}"
+            f"  loss {loss:.3f} ({parts})  lr {lr:.2e}  {rate:.1f} img/s  ETA {clock(left)}  {memory:.1f} GB"
         )
         record = {"epoch": epoch, "loss": loss, **values, "lr": lr, "images_per_second": rate, "memory_gb": memory}
         record["image_ids"] = [image_id for _, ids in gathered for image_id in ids]
@@ -210,7 +214,7 @@ class Run:
 
     def _evaluate(self, epoch: int, *, is_last: bool) -> list[Score]:
         began = time.perf_counter()
-        model = self.model if self.average is None else self.average.module
+        model = self.state.weights
         self.world.share_buffers(model)
         with as_written(), self.reporter.bar("evaluating", len(self.validation_set)) as show:
             evaluation = run_evaluation(
@@ -232,8 +236,8 @@ class Run:
             if evaluation.losses:
                 record["losses"] = dict(evaluation.losses)
             self._track("eval", record)
-            if scores[-1].value > self.best:
-                self.best = scores[-1].value
+            if scores[-1].value > self.state.best:
+                self.state.best = scores[-1].value
                 self._save("best.pt", for_resume=False)
             if is_last:
                 self.reporter.per_class(scores)
@@ -247,72 +251,13 @@ class Run:
     def _save(self, name: str, *, for_resume: bool = True) -> None:
         if not self.world.is_main:
             return
-        weights = self.model if self.average is None else self.average.module
-        training = None
-        if for_resume:
-            training = {
-                "step": self.step,
-                "best": self.best,
-                "optimizer": self.optimizer.state_dict(),
-                "scaler": self.scaler.state_dict(),
-                "model": self.model.state_dict() if self.average is not None else None,
-                "num_averaged": self.average.n_averaged if self.average is not None else None,
-            }
         save_checkpoint(
             self.folder / name,
-            model=weights.state_dict(),
+            model=self.state.weights.state_dict(),
             config=self.config,
             categories=self.categories,
-            training=training,
+            training=self.state.to_resume() if for_resume else None,
         )
-
-    def _find_checkpoint(self, resume: str | None) -> Checkpoint | None:
-        last = self.folder / "last.pt"
-        goes_on_here = resume is not None and (resume == "" or Path(resume).resolve().parent == self.folder.resolve())
-        if resume and not Path(resume).is_file():
-            # argparse takes the word after --resume for its PATH, also where it is an override.
-            hint = " To resume from last.pt with this override, put it before --resume." if "=" in resume else ""
-            raise UserError(f"There is no checkpoint at {resume}.{hint}")
-        if last.exists() and not goes_on_here:
-            raise UserError(f"{self.folder} holds a run already. Go on with it: --resume. Or start another: output_dir=FOLDER.")
-        if resume is None:
-            return None
-        if resume == "" and not last.exists():
-            self.reporter.line(f"There is no checkpoint in {self.folder} yet: starting from the beginning.")
-            return None
-        return load_checkpoint(resume or last)
-
-    def _restore(self, checkpoint: Checkpoint) -> None:
-        if checkpoint.training is None:
-            raise UserError(f"{checkpoint.path} has weights alone; only last.pt can be resumed from.")
-        self._check_same_run(checkpoint)
-        checkpoint.check_categories(self.training_set)
-        training = checkpoint.training
-        self.model.load_state_dict(training["model"] or checkpoint.model)
-        if self.average is not None:
-            self.average.module.load_state_dict(checkpoint.model)
-            self.average.n_averaged.copy_(training["num_averaged"])
-        self.optimizer.load_state_dict(training["optimizer"])
-        self.scaler.load_state_dict(training["scaler"])
-        self.step, self.best = training["step"], training["best"]
-
-    def _check_same_run(self, checkpoint: Checkpoint) -> None:
-        """A run may go on for more epochs, elsewhere, or log and evaluate otherwise; what it learns from must be the same."""
-        check_job(checkpoint.job, self.config.job, where=str(checkpoint.path))
-        own = self.config.model_dump()
-        for section in ("model", "data", "train", "optimizer", "seed"):
-            before, now = checkpoint.config[section], own[section]
-            if not isinstance(now, dict):
-                before, now = {section: before}, {section: now}
-            for key in now:
-                if key in ("epochs", "num_workers", "log_steps", "checkpoint_steps", "val", "accumulate", "compile"):
-                    continue
-                if before.get(key) != now[key]:
-                    name = section if key == section else f"{section}.{key}"
-                    raise UserError(
-                        f"{checkpoint.path} was trained with {name}={before.get(key)}, the config now says {now[key]}. "
-                        "Resume with the same, or start another run: output_dir=FOLDER."
-                    )
 
     def _open_folder(self) -> None:
         if not self.world.is_main:
@@ -320,8 +265,8 @@ class Run:
         make_folder(self.folder)
         (self.folder / "config.yaml").write_text(dump_config(self.config), encoding="utf-8")
         self.trackers = [
-            JsonlTracker(self.folder / "metrics.jsonl", start_step=self.step),
-            TensorBoardTracker(self.folder / "tensorboard", start_step=self.step),
+            JsonlTracker(self.folder / "metrics.jsonl", start_step=self.state.step),
+            TensorBoardTracker(self.folder / "tensorboard", start_step=self.state.step),
         ]
 
     def _describe(self) -> None:
@@ -341,9 +286,9 @@ class Run:
             line("  frozen at random: there are no weights. Set model.backbone.weights, or leave out trainable_layers")
         for text in backbone.weights_report.lines() if backbone.weights_report is not None else ():
             line(text)
-        if self.step:
-            line(f"resumed at step {self.step} of {self.sampler.total_steps}")
+        if self.state.step:
+            line(f"resumed at step {self.state.step} of {self.sampler.total_steps}")
 
     def _track(self, kind: str, values: dict[str, Any]) -> None:
         for tracker in self.trackers:
-            tracker.log(kind, self.step, values)
+            tracker.log(kind, self.state.step, values)
