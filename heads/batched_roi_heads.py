@@ -3,13 +3,14 @@
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torchvision.models.detection.roi_heads import keypointrcnn_inference, keypointrcnn_loss, maskrcnn_loss
+from torchvision.models.detection.roi_heads import keypointrcnn_inference, keypointrcnn_loss
 from torchvision.ops import batched_nms, nms
 
 from heads.batched_boxes import box_areas, match, pad_rows, sample, spread
 from heads.box_coding import BoxCoder
 from heads.class_masks import class_masks
 from heads.crowd import in_crowd
+from heads.mask_loss import mask_loss
 from heads.rcnn_parts import RoIHeads
 from heads.sampling import generator_of
 from heads.transform import Targets
@@ -19,6 +20,8 @@ Losses = dict[str, Tensor]
 
 class BatchedRoIHeads(RoIHeads):
     """Detections and losses of `RoIHeads`, with its parameters; every image has as many examples, some of which may be none."""
+
+    takes_cropped_masks = True
 
     def forward(
         self,
@@ -46,7 +49,7 @@ class BatchedRoIHeads(RoIHeads):
         if self.has_mask():
             mask_logits = self.mask_predictor(self.mask_head(self.mask_roi_pool(features, object_boxes, image_shapes)))
             masks, classes = [target["masks"] for target in targets], [target["labels"] for target in targets]
-            losses["loss_mask"] = maskrcnn_loss(mask_logits, object_boxes, masks, classes, object_rows)
+            losses["loss_mask"] = mask_loss(mask_logits, object_boxes, masks, classes, object_rows)
         if self.has_keypoint():
             pooled = self.keypoint_roi_pool(features, object_boxes, image_shapes)
             keypoint_logits = self.keypoint_predictor(self.keypoint_head(pooled))

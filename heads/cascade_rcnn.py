@@ -13,13 +13,13 @@ from torch import Tensor, nn
 from torchvision.models.detection._utils import BoxCoder, Matcher
 from torchvision.models.detection.faster_rcnn import TwoMLPHead
 from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
-from torchvision.models.detection.roi_heads import maskrcnn_loss
 from torchvision.ops import boxes as box_ops
 
 from backbones import Backbone, UserError
 from heads.class_masks import class_masks
 from heads.crowd import in_crowd
 from heads.faster_rcnn import faster_rcnn
+from heads.mask_loss import mask_loss
 from heads.mask_rcnn import mask_rcnn
 from heads.rcnn_parts import RoIHeads
 from heads.registry import register_detector
@@ -113,6 +113,8 @@ class CascadeStage(nn.Module):
 class CascadeRoIHeads(RoIHeads):
     """RoI heads whose boxes go through three stages; the sampling, the crowd's part and the masks are RoIHeads' own."""
 
+    takes_cropped_masks = True
+
     stages: nn.ModuleList
 
     def __init__(self, *args: Any, **options: Any) -> None:
@@ -140,7 +142,7 @@ class CascadeRoIHeads(RoIHeads):
             boxes = [image_boxes[rows] for image_boxes, rows in zip(sampled, objects, strict=True)]
             matched = [idxs[rows] for idxs, rows in zip(matched_idxs, objects, strict=True)]
             masks, classes = [target["masks"] for target in targets], [target["labels"] for target in targets]
-            losses["loss_mask"] = maskrcnn_loss(
+            losses["loss_mask"] = mask_loss(
                 self.mask_predictor(self.mask_head(self.mask_roi_pool(features, boxes, image_shapes))),
                 boxes,
                 masks,

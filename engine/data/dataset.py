@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 import torch
 from PIL import Image
@@ -14,7 +13,9 @@ from torch.utils.data import Dataset
 
 from backbones.errors import UserError
 from engine.data.annotations import Annotations
-from engine.data.instances import mask_areas
+from engine.data.image_cache import ImageCache
+from engine.data.instances import Instances
+from engine.data.mask_crops import MaskCrops
 from engine.data.masks import decode_segmentation
 from engine.data.pipeline import Augmentation
 from engine.data.sampling import repeat_factors
@@ -35,11 +36,13 @@ class CocoDataset(Dataset[Sample]):
         annotations: what to read from it.
         augmentation: applied to each sample; None gives the image as it is.
         with_masks: whether samples carry masks; objects without one go.
+        cropped_masks: masks come as `heads.cropped_masks.CroppedMasks`, in place of a tensor: less to send and to hold.
         boxes_as_masks: what has no mask gets one that fills its box, in place of going.
         with_keypoints: whether targets carry keypoints.
         seed: of the random choices.
         aspect_ratio_grouping: whether batches are to hold only wide or only tall images.
         repeat_threshold: the share of images below which a class is rare, whose images then come more often; None: all once.
+        image_cache: where decoded images are kept for the next time.
         left_out: lines that say what of the files is not in it.
     """
 
@@ -50,17 +53,20 @@ class CocoDataset(Dataset[Sample]):
         *,
         augmentation: Augmentation | None = None,
         with_masks: bool = False,
+        cropped_masks: bool = False,
         boxes_as_masks: bool = False,
         with_keypoints: bool = False,
         seed: int = 0,
         aspect_ratio_grouping: bool = False,
         repeat_threshold: float | None = None,
+        image_cache: ImageCache | None = None,
         left_out: Sequence[str] = (),
     ) -> None:
         self.images = images
         self.annotations = annotations
         self.augmentation = augmentation
         self.with_masks = with_masks
+        self.cropped_masks = cropped_masks
         self.boxes_as_masks = boxes_as_masks
         self.with_keypoints = with_keypoints
         self.seed = seed
@@ -68,6 +74,7 @@ class CocoDataset(Dataset[Sample]):
         self.path = annotations.path
         self.aspect_ratio_grouping = aspect_ratio_grouping
         self.repeat_threshold = repeat_threshold
+        self.image_cache = image_cache
         self.left_out = list(left_out)
 
     def __len__(self) -> int:
@@ -76,20 +83,25 @@ class CocoDataset(Dataset[Sample]):
     def __getitem__(self, key: int | tuple[int, ...]) -> Sample:
         epoch, index, *repeat = key if isinstance(key, tuple) else (0, key)
         seed = sample_seed(self.seed, epoch, index, *repeat)
-        image, instances = self.raw_sample(index)
+        goes_cropped = self.augmentation is not None and self.augmentation.takes_cropped_masks
+        image, instances = self.read_image(index), self._columns(index, cropped=goes_cropped)
         if self.augmentation is not None:
             try:
                 image, instances = self.augmentation(image, instances, seed=seed, others=self)
             except UserError as error:
                 raise UserError(f"{self.images / self.annotations.file_name(index)}: {error}") from error
         target: dict[str, Any] = {
-            key: torch.from_numpy(np.ascontiguousarray(column)) for key, column in instances.items() if key != "rows"
+            key: torch.from_numpy(np.ascontiguousarray(column))
+            for key, column in instances.items()
+            if key not in ("rows", "masks")
         }
+        if "masks" in instances:
+            target["masks"] = self._as_target(instances["masks"])
         target["image_id"] = torch.tensor(self.annotations.image_ids[index])
         target["seed"] = seed
         return torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1), target  # no copy: the model makes one anyway
 
-    def raw_sample(self, index: int) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    def raw_sample(self, index: int) -> tuple[np.ndarray, Instances]:
         """Image `index` and its columns, as `read_image` and `instances` give them.
 
         Raises:
@@ -121,6 +133,8 @@ class CocoDataset(Dataset[Sample]):
         Raises:
             UserError: the file is missing, truncated, not an image, or not of the size the annotations state.
         """
+        if self.image_cache is not None and (cached := self.image_cache.get(index)) is not None:
+            return cached
         path = self.images / self.annotations.file_name(index)
         image = read_image(path)
         stated = (int(self.annotations.heights[index]), int(self.annotations.widths[index]))
@@ -130,35 +144,43 @@ class CocoDataset(Dataset[Sample]):
                 f"{path} is {width} x {height} pixels, but {self.annotations.path} says {stated[1]} x {stated[0]} "
                 f"(image {self.annotations.image_ids[index]}). Its boxes would be misplaced: put one of them right."
             )
+        if self.image_cache is not None:
+            self.image_cache.put(index, image)
         return image
 
-    def instances(self, index: int) -> dict[str, np.ndarray]:
+    def instances(self, index: int) -> Instances:
         """The columns of image `index`: boxes, labels, area, iscrowd; masks (objects without one go), keypoints if asked for.
 
         Raises:
             UserError: a mask is malformed; the message names the annotation.
         """
+        return self._columns(index, cropped=False)
+
+    def _columns(self, index: int, *, cropped: bool) -> Instances:
         table = self.annotations
         rows = np.arange(table.offsets[index], table.offsets[index + 1])
-        masks = None
         if self.with_masks:
-            decoded = [self._mask(index, row) for row in rows]
-            there = mask_areas([mask.T for mask in decoded]) > 0
-            rows, decoded = rows[there], [mask for mask, is_there in zip(decoded, there, strict=True) if is_there]
-            masks = np.empty((len(decoded), int(table.heights[index]), int(table.widths[index])), np.uint8)
-            for mask, place in zip(decoded, masks, strict=True):
-                cv2.transpose(mask.T, dst=place)  # run lengths go down the columns, and so does what they decode to
-        columns = {
+            size = int(table.heights[index]), int(table.widths[index])
+            crops = MaskCrops.of_columns((self._mask(index, row) for row in rows), size)
+            there = crops.areas() > 0
+            rows, crops = rows[there], crops[there]
+        columns: Instances = {
             "boxes": table.boxes[rows],
             "labels": table.labels[rows],
             "area": table.areas[rows],
             "iscrowd": table.iscrowd[rows],
         }
-        if masks is not None:
-            columns["masks"] = masks
+        if self.with_masks:
+            columns["masks"] = crops if cropped else crops.dense()
         if self.with_keypoints:
             columns["keypoints"] = table.keypoints[rows]
         return columns
+
+    def _as_target(self, masks: Any) -> Any:
+        """Masks as the augmentation gives them -> as they are asked for."""
+        if self.cropped_masks:
+            return (masks if isinstance(masks, MaskCrops) else MaskCrops.of(masks)).tensors()
+        return torch.from_numpy(np.ascontiguousarray(masks.dense() if isinstance(masks, MaskCrops) else masks))
 
     def _mask(self, index: int, row: int) -> np.ndarray:
         table = self.annotations

@@ -1,13 +1,14 @@
 """What happens to the rows of a sample when its image is scaled, moved and cut: boxes, masks, keypoints and areas in step."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import cv2
 import numpy as np
 
-# Columns of N rows: boxes (N, 4) float32 xyxy pixels, labels (N,), perhaps area, iscrowd (N,), masks (N, H, W) uint8 and
-# keypoints (N, K, 3) float32.
-Instances = dict[str, np.ndarray]
+# Columns of N rows: boxes (N, 4) float32 xyxy pixels, labels (N,), perhaps area, iscrowd (N,), masks (N, H, W) uint8, or in
+# the usual augmentations MaskCrops, and keypoints (N, K, 3) float32.
+Instances = dict[str, Any]
 Sample = tuple[np.ndarray, Instances]  # the image (H, W, 3) uint8, and what is in it
 
 MEAN_COLOUR = (124, 116, 104)  # ImageNet's, which the model's normalisation turns into nothing

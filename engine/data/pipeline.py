@@ -2,7 +2,8 @@
 
 import os
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,9 @@ from albumentations.augmentations.crops.transforms import CropSizeError
 
 from backbones.errors import UserError
 from engine.data.instances import Instances, Sample, box_areas, has_sides, mask_areas, refreshed
+from engine.data.mask_crops import MaskCrops
 from engine.data.mixing import OtherSamples, SampleStep
+from engine.data.plain import PlainTransforms
 from engine.data.resize import ResizeShorterSide
 
 cv2.setNumThreads(0)  # a loader has a process a core; threads within them only get in each other's way
@@ -66,6 +69,15 @@ class Augmentation:
         # Transforms also leave out what is no usable object, so a sample goes through them in any case.
         if transforms or not any(isinstance(stage, _Transforms) for stage in self._stages):
             self._stages.append(_Transforms(transforms, mirrored_keypoints))
+        self._plain: PlainTransforms | None = None
+        everything = [*steps, *resize]
+        if mirrored_keypoints is None and PlainTransforms.are_plain(everything):
+            self._plain = PlainTransforms(everything)
+
+    @property
+    def takes_cropped_masks(self) -> bool:
+        """Whether `masks` may be `MaskCrops`, and come out as such."""
+        return self._plain is not None and not self.boxes_from_masks
 
     def __call__(
         self, image: np.ndarray, instances: Instances, *, seed: int, others: OtherSamples | None = None
@@ -82,7 +94,12 @@ class Augmentation:
         Returns:
             The image (H', W', 3) and the columns of the rows that are still in it. `area` follows the scale of the box or mask.
         """
-        image, instances = self._through((image, instances), len(self._stages), seed=seed, others=others, mixed=True)
+        if self._plain is not None and isinstance(instances.get("masks"), MaskCrops | None):
+            with _as_user_errors():
+                image, instances = self._plain(image, instances, seed=seed)
+            _check_bytes(image)
+        else:
+            image, instances = self._through((image, instances), len(self._stages), seed=seed, others=others, mixed=True)
         if self.boxes_from_masks and "masks" in instances:
             instances = refreshed(instances)
         if self.drop_masks:
@@ -134,12 +151,9 @@ class _Transforms:
             fields["masks"] = instances["masks"]
         if self._mirrored is not None:
             fields["keypoints"] = np.concatenate([_FRAME, instances["keypoints"][..., :2].reshape(-1, 2)])
-        try:
+        with _as_user_errors():
             out = self._compose(**fields)
-        except (ValueError, CropSizeError) as error:
-            raise UserError(f"an augmentation cannot take it: {error}") from error
-        if out["image"].dtype != np.uint8:
-            raise UserError("an augmentation gives other than uint8 images. The model normalises them itself: leave that out.")
+        _check_bytes(out["image"])
 
         # Boxes that fell out are gone from `bboxes`, masks never are: the row numbers say whose box is left.
         rows = np.asarray(out["rows"], dtype=np.int64)
@@ -179,6 +193,20 @@ class _Transforms:
         x, y, visibility = keypoints[..., 0], keypoints[..., 1], keypoints[..., 2]
         inside = (visibility > 0) & (x >= 0) & (x < width) & (y >= 0) & (y < height)
         return keypoints * inside[..., None]
+
+
+@contextmanager
+def _as_user_errors() -> Iterator[None]:
+    """What albumentations says against a sample, as the user's error."""
+    try:
+        yield
+    except (ValueError, CropSizeError) as error:
+        raise UserError(f"an augmentation cannot take it: {error}") from error
+
+
+def _check_bytes(image: np.ndarray) -> None:
+    if image.dtype != np.uint8:
+        raise UserError("an augmentation gives other than uint8 images. The model normalises them itself: leave that out.")
 
 
 def _derived(seed: int, number: int) -> int:

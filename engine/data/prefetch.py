@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from engine.data.loader import Batch
+from heads.cropped_masks import CroppedMasks
 
 
 def on_device(batches: Iterable[Batch], device: torch.device) -> Iterator[Batch]:
@@ -40,7 +41,7 @@ def _moved(batch: Batch, device: torch.device) -> Batch:
 
 def _to(key: str, value: Any, device: torch.device) -> Any:
     # The id is for the log: to read it from a GPU would be to wait for the GPU.
-    return value.to(device, non_blocking=True) if isinstance(value, Tensor) and key != "image_id" else value
+    return value.to(device, non_blocking=True) if isinstance(value, Tensor | CroppedMasks) and key != "image_id" else value
 
 
 def _received(batch: Batch, copied: torch.cuda.Event, device: torch.device) -> Batch:
@@ -48,7 +49,8 @@ def _received(batch: Batch, copied: torch.cuda.Event, device: torch.device) -> B
     current = torch.cuda.current_stream(device)
     current.wait_event(copied)
     images, targets = batch
-    for tensor in (*images, *(value for target in targets for value in target.values() if isinstance(value, Tensor))):
+    values = [value.pixels if isinstance(value, CroppedMasks) else value for target in targets for value in target.values()]
+    for tensor in (*images, *(value for value in values if isinstance(value, Tensor))):
         if tensor.is_cuda:
             tensor.record_stream(current)  # its memory is not given to the next copy before this stream is done with it
     return batch

@@ -17,7 +17,7 @@ def resized_shape(height: int, width: int, *, min_size: int, max_size: int) -> t
 def resize_masks(masks: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
     """Masks (N, H, W) uint8 -> (N, *shape), each pixel its nearest's, as OpenCV has it; only where there is something."""
     resized = np.zeros((len(masks), *shape), np.uint8)
-    rows, columns = (_nearest(old, new) for old, new in zip(masks.shape[1:], shape, strict=True))
+    rows, columns = (nearest(old, new) for old, new in zip(masks.shape[1:], shape, strict=True))
     for mask, target in zip(masks, resized, strict=True):
         left, top, width, height = cv2.boundingRect(mask)
         if width and height:
@@ -30,7 +30,7 @@ def resize_masks(masks: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
     return resized
 
 
-def _nearest(old: int, new: int) -> np.ndarray:
+def nearest(old: int, new: int) -> np.ndarray:
     """For each of `new` pixels of a side the one of `old` it shows."""
     return np.minimum(np.floor(np.arange(new) * (1 / (new / old))).astype(np.int64), old - 1)
 
@@ -72,10 +72,13 @@ class ResizeShorterSide(_Resize):
         self.min_sizes = list(min_sizes)
         self.max_size = max_size
 
+    def drawn_shape(self, height: int, width: int) -> tuple[int, int]:
+        """The (height, width) that an image of this size gets, drawn from the transform's own random numbers."""
+        return resized_shape(height, width, min_size=self.py_random.choice(self.min_sizes), max_size=self.max_size)
+
     def get_params_dependent_on_data(self, params: dict[str, Any], data: dict[str, Any]) -> dict[str, Any]:
         height, width = params["shape"][:2]
-        min_size = self.py_random.choice(self.min_sizes)
-        return self._to(resized_shape(height, width, min_size=min_size, max_size=self.max_size), (height, width))
+        return self._to(self.drawn_shape(height, width), (height, width))
 
 
 class ScaleJitter(_Resize):

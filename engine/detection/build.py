@@ -10,6 +10,7 @@ from engine.build import build_pyramid, find_data, read_annotations
 from engine.data.augmentations import RESIZING, build_steps
 from engine.data.dataset import CocoDataset
 from engine.data.doctor.training import check_for_validation, load_for_training
+from engine.data.image_cache import ImageCache
 from engine.data.mixing import SampleStep
 from engine.data.pipeline import Augmentation
 from engine.data.subset import select
@@ -103,17 +104,21 @@ def build_training_set(config: DetectionConfig, *, world: World | None = None) -
         boxes_from_masks=brings_to_size or bool(own_steps),  # both cut objects
         drop_masks=not with_masks,
     )
+    shapes = np.stack([annotations.heights, annotations.widths], axis=1)
+    keeps_images = ImageCache.size_of(shapes) <= config.data.cache_images
     return CocoDataset(
         paths.images,
         annotations,
         augmentation=augmentation,
         with_masks=with_masks or masks_for_steps,
+        cropped_masks=True,
         # A head without masks is also trained on objects that have none.
         boxes_as_masks=not with_masks,
         with_keypoints=with_keypoints,
         seed=config.seed,
         aspect_ratio_grouping=config.data.aspect_ratio_grouping,
         repeat_threshold=None if config.data.sampling is None else config.data.sampling.threshold,
+        image_cache=ImageCache(shapes, world=world) if keeps_images else None,
         left_out=left_out,
     )
 

@@ -76,6 +76,9 @@ class DetectionDataConfig(DataConfig):
     changes their size, mosaic and random_crop, comes before it, copy_paste after it."""
     sampling: SamplingConfig | None = None
     """How often images come in an epoch. Left out: each once."""
+    cache_images: Annotated[float, Field(ge=0)] = 2.0
+    """A training set whose decoded images take no more than this, GB, is decoded once, and kept in a temporary file that all
+    processes of a machine share. 0: decode every image every time."""
     aspect_ratio_grouping: bool = True
     """Whether batches hold only wide or only tall images, which saves padding."""
 

@@ -22,6 +22,7 @@ from engine.detection.weights import load_detector_weights
 from engine.distributed import World
 from engine.draw import draw_instances, save_picture
 from engine.job import Job
+from heads.cropped_masks import CroppedMasks
 from heads.transform import DetectionTransform
 
 
@@ -54,6 +55,9 @@ class DetectionJob(Job[DetectionConfig]):
 
     def losses(self, model: nn.Module, images: list[Tensor], targets: list[dict[str, Any]]) -> dict[str, Tensor]:
         """The detector's own."""
+        detector = getattr(model, "module", model)
+        if not getattr(getattr(detector, "roi_heads", None), "takes_cropped_masks", False):
+            targets = [{key: _whole(value) for key, value in target.items()} for target in targets]
         return model(images, targets)
 
     def predict(self, model: nn.Module, images: list[Tensor]) -> list[dict[str, Tensor]]:
@@ -100,6 +104,7 @@ class DetectionJob(Job[DetectionConfig]):
 
     def draw_sample(self, dataset: CocoDataset, image: Tensor, target: dict[str, Any]) -> np.ndarray:
         """The image with its boxes, masks, keypoints and names."""
+        target = {key: _whole(value) for key, value in target.items()}
         return draw_instances(image, target, class_names=dataset.annotations.class_names)
 
     def describe_classes(self, dataset: CocoDataset) -> list[str]:
@@ -130,3 +135,7 @@ class DetectionJob(Job[DetectionConfig]):
         save_picture(draw_instances(image, prediction, class_names=names, score_threshold=score_threshold), picture)
         drawn = int((prediction["scores"] >= score_threshold).sum())
         return f"{drawn} objects -> {picture}", to_rows(0, prediction, categories)
+
+
+def _whole(value: Any) -> Any:
+    return value.dense() if isinstance(value, CroppedMasks) else value

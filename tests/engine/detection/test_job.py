@@ -10,6 +10,7 @@ from PIL import Image
 
 from engine.data.annotations import Category
 from engine.detection.job import DetectionJob
+from heads.cropped_masks import CroppedMasks
 from tests.engine.conftest import MASKS
 
 CATEGORIES = [Category(3, "bar"), Category(44, "square")]
@@ -100,3 +101,26 @@ def test_a_prediction_is_drawn_from_the_threshold_on_and_written_whole(job, tmp_
     assert again == rows
     half, whole = (np.asarray(Image.open(tmp_path / f"{name}.png")).astype(int) for name in ("half", "all"))
     assert np.abs(half - whole).max() > 50
+
+
+@pytest.mark.parametrize("head", ["mask_rcnn", "cascade_mask_rcnn", "fast=false"])
+def test_masks_that_come_cropped_give_the_losses_of_whole_ones(make_config, head):
+    overrides = ["model.head.fast=false"] if head == "fast=false" else [f"model.head.name={head}"]
+    job = DetectionJob(make_config(*MASKS, *overrides))
+    dataset = job.build_training_set()
+    samples = [dataset[index] for index in range(len(dataset))]
+    images, targets = [image for image, _ in samples], [target for _, target in samples]
+    assert all(isinstance(target["masks"], CroppedMasks) for target in targets)
+    assert any(len(target["masks"]) for target in targets)
+    model = job.build_model(dataset.categories, load_weights=False).train()
+    losses = job.losses(model, images, targets)
+    whole = [target | {"masks": target["masks"].dense()} for target in targets]
+    expected = model(images, whole)
+    assert "loss_mask" in losses
+    assert losses == expected
+
+
+def test_a_small_training_set_is_decoded_once_and_a_large_one_not(make_config):
+    assert DetectionJob(make_config()).build_training_set().image_cache is not None
+    assert DetectionJob(make_config("data.cache_images=0")).build_training_set().image_cache is None
+    assert DetectionJob(make_config("data.cache_images=1e-6")).build_training_set().image_cache is None
