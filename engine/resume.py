@@ -15,7 +15,7 @@ from engine.config_file import check_job
 from engine.progress import Reporter
 
 # What may be another in a run that goes on: how long it is, where it computes, what it logs.
-FREE_KEYS = ("epochs", "num_workers", "log_steps", "checkpoint_steps", "val", "accumulate", "compile")
+FREE_KEYS = ("epochs", "num_workers", "log_steps", "checkpoint_steps", "val", "accumulate", "compile", "cache_images")
 
 
 @dataclass
