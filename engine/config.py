@@ -168,6 +168,24 @@ class TrainConfig(Section):
     """Save every so many steps, besides at the end of each epoch."""
 
 
+class DistributedConfig(Section):
+    """Of runs with several processes; one process needs none of it."""
+
+    step_minutes: PositiveFloat = 30.0
+    """How long a process waits within a step for the slowest one before the job ends, saying who is late."""
+    wait_minutes: PositiveFloat = 120.0
+    """How long the others wait for what the main process does alone: a first download, the scoring."""
+    gradient_compression: Literal["bf16", "fp16"] | None = None
+    """Exchange gradients in half precision: half the bytes, and no longer the gradients of one process to the last bits."""
+    sync_batch_norm: bool = False
+    """Batch norms take the statistics of all processes' images (GPUs only): two small collectives more for each of them.
+    Frozen and group norms stay as they are. The weights are those of plain batch norm."""
+    bucket_mb: PositiveInt = 25
+    """Gradients are exchanged in buckets of this size, while others are still computed."""
+    static_graph: bool = False
+    """Promise PyTorch that every step uses the same layers. For a model of your own that is refused without it."""
+
+
 class OptimizerConfig(Section):
     name: Literal["sgd", "adamw"] = "sgd"
     lr: PositiveFloat = 0.02
@@ -211,6 +229,7 @@ class RunConfig(Section):
     optimizer: OptimizerConfig = OptimizerConfig()
     schedule: ScheduleConfig = ScheduleConfig()
     eval: EvalConfig = EvalConfig()
+    distributed: DistributedConfig = DistributedConfig()
     seed: Annotated[int, Field(ge=0)] = 0
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto is a GPU where there is one."""

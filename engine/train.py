@@ -24,6 +24,7 @@ from engine.ema import average_model
 from engine.evaluate import run_evaluation
 from engine.files import make_folder
 from engine.job import job_of
+from engine.parallel import parallelize, synchronize_batch_norms
 from engine.progress import Reporter, Speed, clock, peak_memory_gb
 from engine.resume import TrainingState, check_same_run, find_checkpoint
 from engine.scores import Score
@@ -43,7 +44,8 @@ def train(config: RunConfig, *, resume: str | None = None) -> list[Score]:
     Raises:
         UserError: something in the config, the data or the weights that the user can put right.
     """
-    with start_world(config.device) as world:
+    waits = config.distributed
+    with start_world(config.device, step_minutes=waits.step_minutes, wait_minutes=waits.wait_minutes) as world:
         run = Run(config, world, resume=resume)
         try:
             return run.train()
@@ -83,10 +85,7 @@ class Run:
         self.learning_rate_factor = build_schedule(config, steps_per_epoch=self.sampler.steps_per_epoch)
         if config.train.compile:
             self.job.compile_model(self.model)
-        self.parallel: nn.Module = self.model
-        if world.size > 1:
-            device_ids = [world.device.index] if world.device.type == "cuda" else None
-            self.parallel = DistributedDataParallel(self.model, device_ids=device_ids, gradient_as_bucket_view=True)
+        self.parallel = parallelize(self.model, config.distributed, world)
 
     def train(self) -> list[Score]:
         """Run to the end of the last epoch; evaluate, save and draw on the way."""
@@ -136,6 +135,7 @@ class Run:
         model = self.job.build_model(training_set.categories, load_weights=True)
         if world.is_main:
             world.barrier()
+        model = synchronize_batch_norms(model, config.distributed, world)
         memory_format = torch.channels_last if config.train.channels_last else torch.contiguous_format
         return training_set, validation_set, model.to(world.device).to(memory_format=memory_format)
 
