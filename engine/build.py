@@ -99,13 +99,18 @@ def check_processes(config: RunConfig, world: World) -> None:
     """Check that a config can be trained on these processes.
 
     Raises:
-        UserError: the batch cannot be split evenly, or sync_bn is to be synchronised on CPUs.
+        UserError: the batch cannot be split evenly, static_graph meets accumulation, or sync_bn is to be synchronised on CPUs.
     """
     parts = world.size * config.train.accumulate
     if config.train.batch_size % parts:
         raise UserError(
             f"train.batch_size is {config.train.batch_size} over all processes, which {world.size} processes with "
             f"train.accumulate={config.train.accumulate} cannot share evenly. Give a multiple of {parts}."
+        )
+    if config.distributed.static_graph and config.train.accumulate > 1 and world.size > 1:
+        raise UserError(
+            f"distributed.static_graph cannot be used with train.accumulate={config.train.accumulate}: PyTorch wants the first "
+            "backward pass to exchange gradients. Leave one of them out."
         )
     pyramid = getattr(config.model, "pyramid", None)
     if "sync_bn" in (config.model.backbone.norm, pyramid and pyramid.norm) and world.size > 1 and world.device.type == "cpu":

@@ -5,7 +5,7 @@ import os
 import time
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
 from itertools import count
@@ -97,11 +97,14 @@ class World:
                 )
             time.sleep(min(0.2, 0.001 + waited / 50))
 
-    def announce_failure(self, text: str) -> None:
-        """Let the processes that wait for this one know that it does not come; the first to announce is heard."""
-        if self.store is not None:
-            with suppress(RuntimeError):  # the store may have gone with the process that held it
-                self.store.compare_set("failed", "", text)
+    def announce_failure(self, text: str) -> bool:
+        """Let the processes that wait for this one know that it does not come; whether it is the first to say so."""
+        if self.store is None:
+            return True
+        try:
+            return bool(self.store.compare_set("failed", "", text).decode() == text)
+        except RuntimeError:  # the store has gone with the process that held it
+            return True
 
 
 @contextmanager

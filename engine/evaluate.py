@@ -57,7 +57,7 @@ def run_evaluation(
         if on_image is not None:
             on_image(len(seen), sampler.num_own_images)
     model.train(was_training)
-    parts = world.gather((seen, evaluation.collected(), losses))
+    parts = world.gather((seen, evaluation.collected(), losses), patient=True)
     if not world.is_main:
         return None
     everywhere = [image_id for image_ids, _, _ in parts for image_id in image_ids]

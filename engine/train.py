@@ -24,6 +24,7 @@ from engine.ema import average_model
 from engine.evaluate import run_evaluation
 from engine.files import make_folder
 from engine.job import job_of
+from engine.lateness import COMPUTES, LOADS, StepWatch
 from engine.parallel import parallelize, synchronize_batch_norms
 from engine.progress import Reporter, Speed, clock, peak_memory_gb
 from engine.resume import TrainingState, check_same_run, find_checkpoint
@@ -86,6 +87,7 @@ class Run:
         if config.train.compile:
             self.job.compile_model(self.model)
         self.parallel = parallelize(self.model, config.distributed, world)
+        self.watch = StepWatch(world, step_minutes=config.distributed.step_minutes)
 
     def train(self) -> list[Score]:
         """Run to the end of the last epoch; evaluate, save and draw on the way."""
@@ -118,6 +120,7 @@ class Run:
 
     def close(self) -> None:
         """Close what the run has open."""
+        self.watch.close()
         for tracker in self.trackers:
             tracker.close()
 
@@ -150,7 +153,9 @@ class Run:
         totals: dict[str, Tensor] = {}
         image_ids: list[int] = []
         for part in range(config.train.accumulate):
+            self.watch.at(self.state.step + 1, LOADS)
             images, targets = next(batches)
+            self.watch.at(self.state.step + 1, COMPUTES)
             image_ids += [int(target["image_id"]) for target in targets]
             is_last = part == config.train.accumulate - 1
             if isinstance(self.parallel, DistributedDataParallel):
@@ -205,6 +210,7 @@ class Run:
         self._track("train", record)
 
     def _end_epoch(self, epoch: int) -> list[Score]:
+        self.watch.pause()
         is_last = epoch == self.config.train.epochs
         scores: list[Score] = []
         if is_last or epoch % self.config.eval.every_epochs == 0:
