@@ -69,6 +69,7 @@ def _exchange(folder: str, options: dict[str, object], shifted: bool) -> None:
         parallel = parallelize(small_model(shifted=shifted), DistributedConfig(**options), world)
         images = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(world.rank))
         for _ in range(2):
+            parallel.zero_grad()
             with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
                 parallel(images).square().mean().backward()
         collectives = [event.name.removeprefix("gloo:") for event in profile.events() if event.name.startswith("gloo:")]
