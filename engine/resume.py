@@ -15,7 +15,10 @@ from engine.config_file import check_job
 from engine.progress import Reporter
 
 # What may be another in a run that goes on: how long it is, where it computes, what it logs.
-FREE_KEYS = ("epochs", "num_workers", "log_steps", "checkpoint_steps", "val", "accumulate", "compile", "cache_images")
+FREE_KEYS = (
+    *("epochs", "num_workers", "log_steps", "checkpoint_steps", "val", "accumulate", "compile", "cache_images"),
+    *("on_fault", "on_nonfinite", "max_skipped"),  # a run that stopped at a fault may go on past it
+)
 
 
 @dataclass
@@ -28,6 +31,9 @@ class TrainingState:
     scaler: torch.amp.GradScaler
     step: int = 0
     best: float = float("-inf")
+    skipped: int = 0
+    """Steps left out, for their loss or gradient was not finite."""
+    skipped_in_a_row: int = 0
 
     @property
     def weights(self) -> nn.Module:
@@ -39,6 +45,7 @@ class TrainingState:
         return {
             "step": self.step,
             "best": self.best,
+            "skipped": [self.skipped, self.skipped_in_a_row],
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
             "model": self.model.state_dict() if self.average is not None else None,
@@ -54,6 +61,7 @@ class TrainingState:
         self.optimizer.load_state_dict(training["optimizer"])
         self.scaler.load_state_dict(training["scaler"])
         self.step, self.best = training["step"], training["best"]
+        self.skipped, self.skipped_in_a_row = training.get("skipped", (0, 0))
 
 
 def find_checkpoint(folder: Path, resume: str | None, *, reporter: Reporter) -> Checkpoint | None:

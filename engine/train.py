@@ -1,6 +1,5 @@
 """The training of a model, from a config to a finished run folder, whatever the job."""
 
-import math
 import time
 from pathlib import Path
 from typing import Any
@@ -25,6 +24,7 @@ from engine.evaluate import run_evaluation
 from engine.files import make_folder
 from engine.job import job_of
 from engine.lateness import COMPUTES, LOADS, StepWatch
+from engine.nonfinite import StepGuard
 from engine.parallel import parallelize, synchronize_batch_norms
 from engine.progress import Reporter, Speed, clock, peak_memory_gb
 from engine.resume import TrainingState, check_same_run, find_checkpoint
@@ -88,6 +88,7 @@ class Run:
             self.job.compile_model(self.model)
         self.parallel = parallelize(self.model, config.distributed, world)
         self.watch = StepWatch(world, step_minutes=config.distributed.step_minutes)
+        self.guard = StepGuard(config, job=self.job, world=world, state=self.state, dataset=self.training_set)
 
     def train(self) -> list[Score]:
         """Run to the end of the last epoch; evaluate, save and draw on the way."""
@@ -107,7 +108,10 @@ class Run:
                 speed.stop()
                 self.state.step += 1
                 show(self.state.step)
-                if self.state.step == 1 or self.state.step % self.config.train.log_steps == 0:
+                if losses is None:
+                    self.reporter.line(self.guard.said)
+                    self._track("nonfinite", {"skipped": self.state.skipped, "image_ids": self.guard.images})
+                elif self.state.step == 1 or self.state.step % self.config.train.log_steps == 0:
                     self._log_step(losses, image_ids, speed)
                 epoch, within = divmod(self.state.step, self.sampler.steps_per_epoch)
                 if within == 0:
@@ -142,16 +146,19 @@ class Run:
         memory_format = torch.channels_last if config.train.channels_last else torch.contiguous_format
         return training_set, validation_set, model.to(world.device).to(memory_format=memory_format)
 
-    def _train_step(self, batches: Any) -> tuple[dict[str, Tensor], list[int]]:
-        """One optimizer step; gives the losses, averaged over its parts, and the ids of this process's images."""
+    def _train_step(self, batches: Any) -> tuple[dict[str, Tensor] | None, list[int]]:
+        """One optimizer step; gives the losses, averaged over its parts, and the ids of this process's images.
+
+        There are no losses where the step is left out, on all processes, for they or the gradients are not finite.
+        """
         config, world = self.config, self.world
         # Whatever a layer draws (dropout, say) depends on the step alone, so that a resumed run draws the same.
         torch.manual_seed(sample_seed(config.seed, self.state.step, world.rank))
         factor = self.learning_rate_factor(self.state.step)
         for group in self.state.optimizer.param_groups:
             group["lr"] = group["initial_lr"] * factor
-        totals: dict[str, Tensor] = {}
         image_ids: list[int] = []
+        self.guard.begin()
         for part in range(config.train.accumulate):
             self.watch.at(self.state.step + 1, LOADS)
             images, targets = next(batches)
@@ -162,31 +169,17 @@ class Run:
                 self.parallel.require_backward_grad_sync = is_last  # gradients are exchanged once a step
             with autocast(world.device, config.train.precision):
                 losses = self.job.losses(self.parallel, images, targets)
-            loss = torch.stack(list(losses.values())).sum() / config.train.accumulate
-            self.state.scaler.scale(loss).backward()
-            for name, value in losses.items():
-                totals[name] = totals.get(name, torch.zeros_like(value)) + value.detach() / config.train.accumulate
-        self._check_finite(totals, image_ids)
+            self.guard.backward(losses, (images, targets))
+        if not self.guard.is_sound():
+            return None, image_ids
         if config.train.clip_grad_norm is not None:
-            self.state.scaler.unscale_(self.state.optimizer)
-            nn.utils.clip_grad_norm_(self.model.parameters(), config.train.clip_grad_norm)
+            nn.utils.clip_grads_with_norm_(self.model.parameters(), config.train.clip_grad_norm, self.guard.norm)
         self.state.scaler.step(self.state.optimizer)
         self.state.scaler.update()
         self.state.optimizer.zero_grad(set_to_none=True)
         if self.state.average is not None:
             self.state.average.update_parameters(self.model)
-        return totals, image_ids
-
-    def _check_finite(self, losses: dict[str, Tensor], image_ids: list[int]) -> None:
-        if all(math.isfinite(value) for value in torch.stack(list(losses.values())).tolist()):
-            return
-        named = ", ".join(f"{name} {float(value):.3g}" for name, value in losses.items())
-        step = self.state.step + 1
-        raise UserError(
-            f"The loss is not finite at step {step} ({named}), on images {image_ids}. Training has diverged: use a "
-            f"lower optimizer.lr (now {self.config.optimizer.lr}), a longer schedule.warmup_steps, or train.clip_grad_norm=10. "
-            f"The last checkpoint in {self.folder} is from before."
-        )
+        return self.guard.mean_losses(), image_ids
 
     def _log_step(self, losses: dict[str, Tensor], image_ids: list[int], speed: Speed) -> None:
         """Print and record a step: losses averaged over the processes, the image ids of all of them."""
