@@ -18,6 +18,7 @@ from engine.config_file import dump_config
 from engine.data.dataset import sample_seed
 from engine.data.loader import BatchLoader
 from engine.data.prefetch import on_device
+from engine.data.replacement import Replaced
 from engine.distributed import World, start_world
 from engine.ema import average_model
 from engine.evaluate import run_evaluation
@@ -83,6 +84,14 @@ class Run:
             assert checkpoint.training is not None, "or find_checkpoint had refused it"
             self.state.restore(checkpoint.model, checkpoint.training)
         self.sampler = build_training_sampler(config, self.training_set, world, start_step=self.state.step)
+        self.loader = BatchLoader(
+            self.training_set,
+            self.sampler,
+            num_workers=config.data.num_workers,
+            device=world.device,
+            replace=config.data.on_fault == "skip",
+        )
+        self.replaced = Replaced()
         self.learning_rate_factor = build_schedule(config, steps_per_epoch=self.sampler.steps_per_epoch)
         if config.train.compile:
             self.job.compile_model(self.model)
@@ -95,10 +104,7 @@ class Run:
         self._open_folder()
         self._describe()
         scores: list[Score] = []
-        loader = BatchLoader(
-            self.training_set, self.sampler, num_workers=self.config.data.num_workers, device=self.world.device
-        )
-        batches = on_device(loader, self.world.device)
+        batches = on_device(self.loader, self.world.device)
         speed = Speed(batch_size=self.config.train.batch_size)
         self.parallel.train()
         with self.reporter.bar("training", self.sampler.total_steps) as show:
@@ -118,6 +124,7 @@ class Run:
                     scores = self._end_epoch(epoch)
                 elif self.config.train.checkpoint_steps and self.state.step % self.config.train.checkpoint_steps == 0:
                     self._save("last.pt")
+        self._take_replaced(self.world.gather(self.loader.take_replaced()), at_the_end=True)
         if not scores:
             self.reporter.line(f"{self.folder} was finished already, at step {self.state.step}.")
         return scores
@@ -184,10 +191,11 @@ class Run:
     def _log_step(self, losses: dict[str, Tensor], image_ids: list[int], speed: Speed) -> None:
         """Print and record a step: losses averaged over the processes, the image ids of all of them."""
         values = {name: float(value) for name, value in losses.items()}
-        gathered = self.world.gather((values, image_ids))
+        gathered = self.world.gather((values, image_ids, self.loader.take_replaced()))
         if not self.world.is_main:
             return
-        values = {name: sum(values[name] for values, _ in gathered) / len(gathered) for name in values}
+        self._take_replaced([replaced for _, _, replaced in gathered])
+        values = {name: sum(values[name] for values, _, _ in gathered) / len(gathered) for name in values}
         loss = sum(values.values())
         rate, left = speed.report(steps_left=self.sampler.total_steps - self.state.step)
         lr = self.state.optimizer.param_groups[0]["lr"]
@@ -199,8 +207,17 @@ class Run:
             f"  loss {loss:.3f} ({parts})  lr {lr:.2e}  {rate:.1f} img/s  ETA {clock(left)}  {memory:.1f} GB"
         )
         record = {"epoch": epoch, "loss": loss, **values, "lr": lr, "images_per_second": rate, "memory_gb": memory}
-        record["image_ids"] = [image_id for _, ids in gathered for image_id in ids]
+        record["image_ids"] = [image_id for _, ids, _ in gathered for image_id in ids]
         self._track("train", record)
+
+    def _take_replaced(self, parts: list[Replaced], *, at_the_end: bool = False) -> None:
+        """Name each file once that could not be read, whose images were replaced; in the end, say how often that was."""
+        for reason in self.replaced.merge(parts):
+            self.reporter.line(f"replaced in training by another image: {reason}")
+        if at_the_end and self.replaced.samples:
+            count, files = self.replaced.samples, len(self.replaced.reasons)
+            self.reporter.line(f"training samples that were replaced by others: {count}, for {files} reasons")
+            self._track("replaced", {"samples": count, "reasons": self.replaced.reasons})
 
     def _end_epoch(self, epoch: int) -> list[Score]:
         self.watch.pause()

@@ -116,7 +116,7 @@ def contents(folder: Path) -> dict[Path, bytes]:
 
 def test_what_a_resume_compares_covers_weights_average_momentum_and_scaler(uninterrupted):
     training = load_checkpoint(uninterrupted.folder / "last.pt").training
-    assert set(training) == {"step", "best", "optimizer", "scaler", "model", "num_averaged"}
+    assert set(training) == {"step", "best", "skipped", "optimizer", "scaler", "model", "num_averaged"}
     assert training["step"] == int(training["num_averaged"]) == 9
     assert any("running_mean" in key for key in training["model"])
     assert any(state["momentum_buffer"].abs().sum() > 0 for state in training["optimizer"]["state"].values())

@@ -244,7 +244,7 @@ def stop_after(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
     one_step = Run._train_step
 
     def step_or_stop(run: Run, batches: Any) -> Any:
-        if run.step == step:
+        if run.state.step == step:
             raise Stopped
         return one_step(run, batches)
 
