@@ -66,7 +66,7 @@ def watched_step(job: Job[Any], model: nn.Module, parts: Sequence[Part], circums
         for images, targets in parts:
             with autocast(device, circumstances.precision):
                 losses = job.losses(model, images, targets)
-            terms.append({name: float(value) for name, value in losses.items()})
+            terms.append({name: float(value.detach()) for name, value in losses.items()})
             loss = total_loss(losses, parts=len(parts))
             if loss.isfinite():  # the gradients of one that is not say nothing
                 (loss * circumstances.loss_scale).backward()
