@@ -22,5 +22,6 @@ def run_tool(main: Callable[[], None]) -> None:
             raise
         rank = os.environ.get("RANK", "0")
         prefix = "" if rank == "0" else f"[process {rank}] "
-        print(f"{prefix}{error}", file=sys.stderr)
+        if not getattr(error, "is_said", False):  # by another process, which fails for the same
+            print(f"{prefix}{error}", file=sys.stderr)
         sys.exit(2)

@@ -18,6 +18,7 @@ from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 
 from backbones.errors import UserError
+from engine.failures import Failures
 
 T = TypeVar("T")
 
@@ -144,14 +145,17 @@ def start_world(
         "nccl" if on_gpu else "gloo", store=PrefixStore("group", store), rank=rank, world_size=size, timeout=timeout
     )
     world = World(rank, size, where, PrefixStore("world", store), wait_minutes)
+    failures = Failures(world)
     try:
         yield world
         _leave(world)
     except BaseException as error:
         world.announce_failure(f"process {rank}: {type(error).__name__}: {error}")
+        failures.tell(error)
         raise
     finally:
         dist.destroy_process_group()
+        failures.close()
 
 
 def _agree_on_start(store: Store, rank: int, size: int, *, seconds: float) -> str:

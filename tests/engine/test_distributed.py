@@ -191,7 +191,7 @@ def test_an_error_in_one_process_ends_them_all(on_processes, make_config, tmp_pa
     (name,) = (image["file_name"] for image in content["images"] if image["id"] == second)
     path = Path(data["images"], name)
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])  # its header is sound, or the run would not start
-    ended = on_processes(2, train, make_config(data=data))
+    ended = on_processes(2, train, make_config("data.on_fault=stop", data=data))
     assert ended[1].status == 2
     assert re.fullmatch(rf"\[process 1\] The image .*{name} cannot be read: .*\n", ended[1].output)
     assert ended[0].status not in (0, None)

@@ -1,0 +1,122 @@
+"""One of several processes fails: one message, lines in place of tracebacks, and an end within seconds."""
+
+import os
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from backbones.errors import UserError
+from engine.distributed import start_world
+from engine.failures import Failures
+from engine.train import train
+from tests.engine.conftest import write_coco
+
+MESSAGE = "There is no image file"
+
+
+def _fail(rank: int, kind: str) -> None:
+    with start_world("cpu") as world:
+        world.gather(world.rank)
+        if world.rank == rank:
+            if kind == "user":
+                raise UserError(MESSAGE)
+            if kind == "ours":
+                raise KeyError("a fault of ours")
+            os._exit(9)
+        world.broadcast(world.gather("never"))
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_the_message_of_the_one_that_failed_is_seen_once(on_processes, rank):
+    began = time.monotonic()
+    ended = on_processes(2, _fail, rank, "user")
+    assert time.monotonic() - began < 60
+    assert [one.status for one in ended] == [2, 2]
+    prefix = "[process 1] "
+    assert ended[rank].output == f"{prefix * rank}{MESSAGE}\n"
+    assert ended[1 - rank].output == f"{prefix * (1 - rank)}process {rank} failed first, and says why.\n"
+
+
+def test_a_fault_of_ours_is_left_to_python_and_the_others_have_a_line(on_processes):
+    first, second, third = on_processes(3, _fail, 1, "ours")
+    assert (second.status, second.output) == (1, ""), "Python prints it, where its own exceptions go"
+    assert first.output == "process 1 failed first, and says why.\n"
+    assert third.output == "[process 2] process 1 failed first, and says why.\n"
+    assert 0 not in (first.status, second.status, third.status)
+
+
+def test_one_that_is_killed_is_said_to_be_gone(on_processes):
+    first, second = on_processes(2, _fail, 1, "killed")
+    assert second.status == 9
+    assert first.status == 2
+    assert first.output.startswith("Another process has gone without a word")
+    assert first.output.count("\n") == 1
+
+
+def _fail_alike() -> None:
+    with start_world("cpu") as world:
+        world.gather(world.rank)
+        raise UserError(MESSAGE)
+
+
+def test_what_all_processes_say_is_said_once(on_processes):
+    ended = on_processes(3, _fail_alike)
+    assert [one.status for one in ended] == [2, 2, 2]
+    assert "".join(one.output for one in ended).count(MESSAGE) == 1
+    assert sum(one.output.count("\n") for one in ended) == 1
+
+
+def _fail_while_the_other_sleeps() -> None:
+    Failures.__init__.__kwdefaults__["patience"] = 1
+    with start_world("cpu") as world:
+        world.gather(world.rank)
+        if world.rank == 1:
+            raise UserError(MESSAGE)
+        time.sleep(100)
+
+
+def test_one_that_would_hang_is_ended(on_processes):
+    began = time.monotonic()
+    first, second = on_processes(2, _fail_while_the_other_sleeps)
+    assert time.monotonic() - began < 60
+    assert (first.status, second.status) == (1, 2)
+    assert first.output == "[process 0] process 1 failed first, and says why.\n"
+
+
+def _succeed(folder: str) -> None:
+    with start_world("cpu") as world:
+        world.barrier()
+    Path(folder, str(os.environ["RANK"])).touch()
+    time.sleep(1)
+    sys.exit(0)
+
+
+def test_nothing_is_said_where_nothing_fails(on_processes, tmp_path):
+    assert [(one.status, one.output) for one in on_processes(2, _succeed, str(tmp_path))] == [(0, "")] * 2
+
+
+def test_a_file_that_one_process_misses_ends_the_training_with_one_message(on_processes, make_config, tmp_path):
+    data = write_coco(tmp_path / "data", 2, sizes=((64, 64),))
+    began = time.monotonic()
+    ended = on_processes(2, _train_without_a_file, make_config("data.on_fault=stop", data=data))
+    assert time.monotonic() - began < 60
+    assert [one.status for one in ended] == [2, 2]
+    together = ended[0].output + ended[1].output
+    assert together.count(MESSAGE) == 1
+    assert "[process 0]" not in together
+    assert "[process 1] There is no image file" in ended[1].output
+    assert ended[0].output.splitlines()[-1] == "process 1 failed first, and says why."
+    assert "Traceback" not in together
+
+
+def _train_without_a_file(config) -> None:
+    if os.environ["RANK"] == "1":
+        from engine.data import dataset
+
+        def missing(path, **_):
+            raise UserError(f"{MESSAGE} {path}.")
+
+        dataset.read_image = missing
+    train(config)
