@@ -38,12 +38,15 @@ def synchronize_batch_norms(model: nn.Module, config: DistributedConfig, world: 
     return nn.SyncBatchNorm.convert_sync_batchnorm(model)
 
 
-def parallelize(model: nn.Module, config: DistributedConfig, world: World) -> nn.Module:
+def parallelize(model: nn.Module, config: DistributedConfig, world: World, *, some_are_unused: bool = False) -> nn.Module:
     """What to call for the losses: the model itself in one process, or DistributedDataParallel around it.
 
     A step's collectives are the all-reduces of its gradients' buckets. Buffers are sent before each step only where they may
     count in it, which batch norms' do not: in training they normalise by their own images. Statistics then follow the main
     process's images, as they would otherwise, and it is the main one's that are evaluated and saved.
+
+    Args:
+        some_are_unused: whether parameters get no gradient (`engine.unused`): they are then looked for in every step.
     """
     if world.size == 1:
         return model
@@ -54,6 +57,7 @@ def parallelize(model: nn.Module, config: DistributedConfig, world: World) -> nn
         broadcast_buffers=buffers_count_in_training(model),
         bucket_cap_mb=config.bucket_mb,
         static_graph=config.static_graph,
+        find_unused_parameters=some_are_unused,
     )
     if config.gradient_compression is not None:
         parallel.register_comm_hook(None, COMPRESSIONS[config.gradient_compression])
