@@ -1,5 +1,6 @@
 """A step that is not finite: taken by no process, reported with its images, and run again from the report."""
 
+import copy
 import json
 import math
 from collections.abc import Callable
@@ -123,19 +124,39 @@ def test_the_replays_losses_are_the_steps(poisoned, make_config, data, tmp_path,
         assert now.split()[1] == then
 
 
-def test_the_state_is_the_one_before_the_step(poisoned, make_config, data, tmp_path):
+def snapshots(monkeypatch: pytest.MonkeyPatch) -> list[tuple[dict[str, Any], dict[str, Any]]]:
+    """What training changes, before and after each step that is tried."""
+    whole_step, taken = Run._train_step, list[tuple[dict[str, Any], dict[str, Any]]]()
+
+    def now(run: Run) -> dict[str, Any]:
+        average = None if run.state.average is None else run.state.average.state_dict()
+        optimizer = [run.state.optimizer.state.get(parameter, {}) for parameter in run.model.parameters()]
+        return copy.deepcopy({"model": run.model.state_dict(), "average": average, "optimizer": optimizer})
+
+    def step(run: Run, batches: Any) -> Any:
+        before = now(run)
+        taken.append((before, {}))
+        given = whole_step(run, batches)
+        taken[-1] = (before, now(run))
+        return given
+
+    monkeypatch.setattr(Run, "_train_step", step)
+    return taken
+
+
+def test_the_state_is_the_one_before_the_step(poisoned, make_config, data, tmp_path, monkeypatch):
     """Weights and batch statistics are those after the steps before it."""
     bad = poisoned()
-    config = make_config("train.batch_size=1", "model.backbone.norm=bn", "train.checkpoint_steps=1", data=data)
+    taken = snapshots(monkeypatch)
     with pytest.raises(UserError, match=rf"on images \[{bad}\]"):
-        train(config)
+        train(make_config("train.batch_size=1", "model.backbone.norm=bn", data=data))
     folder = report_of(tmp_path / "run")
-    state = load_checkpoint(folder / "state.pt")
-    step = content_of(folder)["step"]
-    assert step > 1, "the seed puts another image first"
-    before = load_checkpoint(tmp_path / "run" / "last.pt")
-    assert before.training["step"] == step - 1
-    assert [key for key, value in state.model.items() if not torch.equal(value, before.model[key])] == []
+    assert content_of(folder)["step"] == len(taken) > 1, "the seed puts another image first"
+    state = load_checkpoint(folder / "state.pt").model
+    before = taken[-1][0]["model"]
+    assert any("running_mean" in key for key in before)
+    assert equal(state, before)
+    assert not equal(state, taken[-2][0]["model"])
 
 
 def test_a_gradient_that_alone_is_not_finite_is_found(poisoned, make_config, data, tmp_path, capsys):
@@ -239,27 +260,15 @@ def test_other_jobs_are_replayed_too(make, tmp_path, monkeypatch, capsys):
 def test_a_step_that_is_left_out_changes_nothing_and_is_counted(poisoned, make_config, data, tmp_path, monkeypatch, capsys):
     """Not the weights, not the average, not the momentum, not the batch statistics: as if the step had not been."""
     bad = poisoned()
-    seen: dict[int, Any] = {}
-    save = Run._save
-
-    def noted(run: Run, name: str, **how: Any) -> None:
-        save(run, name, **how)
-        if name == "last.pt":
-            seen[run.state.step] = load_checkpoint(run.folder / name)
-
-    monkeypatch.setattr(Run, "_save", noted)
-    options = ("train.batch_size=1", "model.backbone.norm=bn", "train.ema={decay: 0.5}", "train.checkpoint_steps=1")
-    train(make_config(*options, "train.on_nonfinite=skip", data=data))
+    taken = snapshots(monkeypatch)
+    options = ("train.batch_size=1", "model.backbone.norm=bn", "train.ema={decay: 0.5}", "train.on_nonfinite=skip")
+    train(make_config(*options, data=data))
     out = capsys.readouterr().out
     (line,) = (line for line in out.splitlines() if "left out, the 1. of this run" in line)
     assert f"on images [{bad}]" in line
     step = content_of(report_of(tmp_path / "run"))["step"]
-    before, after = seen[step - 1], seen[step]
-    assert after.training["skipped"] == [1, 1]
-    for key in ("model", "optimizer", "num_averaged"):
-        assert equal(before.training[key], after.training[key]), key
-    assert equal(before.model, after.model)
-    assert seen[8].training["skipped"] == [1, 0]
+    assert [number for number, (before, after) in enumerate(taken, start=1) if equal(before, after)] == [step]
+    assert load_checkpoint(tmp_path / "run" / "last.pt").training["skipped"] == [1, 0]
     skipped = [(one["step"], one["image_ids"], one["skipped"]) for one in lines_of(tmp_path / "run", "nonfinite")]
     assert skipped == [(step, [bad], 1)]
     losses = [one["loss"] for one in lines_of(tmp_path / "run", "train")]
