@@ -1,18 +1,22 @@
 """Checkpoints: all that is needed to use a model, and to go on training it. Written whole or not at all."""
 
+import contextlib
 import os
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import Buffer
 
 from backbones.errors import UserError
 from backbones.weights import check_fit, load_pickled_tensors
 from engine.config import RunConfig
 from engine.config_file import apply_overrides, check_job
 from engine.data.annotations import Category
+from engine.files import sync_folder
 from engine.job import HasClasses, job_of
 
 FORMAT = 1
@@ -83,8 +87,19 @@ def save_checkpoint(
     categories: list[Category],
     training: dict[str, Any] | None = None,
 ) -> None:
-    """Write a checkpoint beside its place, then move it there: a reader sees the old file or the new one, never half of one."""
-    content = {
+    """Write a checkpoint; see `write_checkpoint`."""
+    write_checkpoint(path, checkpoint_content(model=model, config=config, categories=categories, training=training))
+
+
+def checkpoint_content(
+    *,
+    model: dict[str, Tensor],
+    config: RunConfig,
+    categories: list[Category],
+    training: dict[str, Any] | None = None,
+) -> dict[str, Any]:
+    """What a checkpoint file is to hold, tensors on the CPU."""
+    return {
         "format": FORMAT,
         "model": {key: value.detach().cpu() for key, value in model.items()},
         "config": config.model_dump(),
@@ -93,24 +108,74 @@ def save_checkpoint(
         ],
         "training": training,
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f"{path.name}.part")
-    with part.open("wb") as file:
-        torch.save(content, file)
-        file.flush()
-        os.fsync(file.fileno())
-    part.replace(path)
 
 
-def load_checkpoint(path: str | Path) -> Checkpoint:
-    """Read a checkpoint; no code in the file is ever run.
+def write_checkpoint(path: Path, content: dict[str, Any], *, previous: Path | None = None) -> None:
+    """Write a checkpoint beside its place, flush it to the disk, and move it there: there is never half of one.
+
+    Args:
+        path: its place.
+        content: of `checkpoint_content`.
+        previous: where the file that was at `path` goes; None to write over it.
 
     Raises:
-        UserError: it is missing or truncated, or not a checkpoint of this library.
+        OSError: it could not be written; what was at `path` is as it was.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f"{path.name}.part")
+    try:
+        with part.open("wb") as file:
+            patient = _PatientFile(file)
+            torch.save(content, patient)  # type: ignore[arg-type]  # all it needs of a file
+            if patient.error is not None:
+                raise patient.error
+            file.flush()
+            os.fsync(file.fileno())
+        if previous is not None and path.exists():
+            path.replace(previous)
+        part.replace(path)
+    except OSError:
+        with contextlib.suppress(OSError):
+            part.unlink(missing_ok=True)  # of a full disk it would keep what others need
+        raise
+    sync_folder(path.parent)
+
+
+class _PatientFile:
+    """Keeps the first error of a file: PyTorch's writer, stopped half-way, hides it behind one of its own."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.file = file
+        self.error: OSError | None = None
+
+    def write(self, data: Buffer) -> int:
+        """Write, unless that has failed before; the number of bytes taken."""
+        if self.error is None:
+            try:
+                self.file.write(data)
+            except OSError as error:
+                self.error = error
+        return memoryview(data).nbytes
+
+    def flush(self) -> None:
+        """Nothing: the file is flushed when it is whole."""
+
+
+def load_checkpoint(path: str | Path, *, verify: bool = True) -> Checkpoint:
+    """Read a checkpoint; no code in the file is ever run.
+
+    Args:
+        path: the file.
+        verify: whether to compare every record with its checksum, which takes about a second for each GB.
+
+    Raises:
+        UserError: it is missing, truncated or damaged, or not a checkpoint of this library.
     """
     path = Path(path)
     if not path.is_file():
         raise UserError(f"There is no checkpoint at {path}.")
+    if verify:
+        check_records(path)
     content = load_pickled_tensors(path)
     if not isinstance(content, dict) or not {"format", "model", "config", "categories"} <= content.keys():
         raise UserError(
@@ -121,6 +186,25 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
         raise UserError(f"{path} has checkpoint format {content['format']}; this version reads {FORMAT}.")
     categories = [Category(c["id"], c["name"], tuple(c.get("keypoints", ()))) for c in content["categories"]]
     return Checkpoint(path, content["model"], content["config"], categories, content.get("training"))
+
+
+def check_records(path: Path) -> None:
+    """Compare what is in a checkpoint with the checksums (CRC-32) that were written with it, if it is a zip archive.
+
+    PyTorch writes a checksum for each tensor and does not look at it again.
+
+    Raises:
+        UserError: something differs.
+    """
+    try:
+        if not zipfile.is_zipfile(path):
+            return  # truncated, or nothing of ours: the reader says what
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+    except Exception as error:  # a flipped bit can lead anywhere: NotImplementedError, struct.error, ...
+        damaged = str(error) or type(error).__name__
+    if damaged is not None:
+        raise UserError(f"{path} is damaged: what is in it is not what was written ({damaged}). Use another, or copy it again.")
 
 
 def check_own(path: Path, *, job: str, classes: HasClasses) -> None:

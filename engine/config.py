@@ -166,6 +166,8 @@ class TrainConfig(Section):
     log_steps: PositiveInt = 20
     checkpoint_steps: PositiveInt | None = None
     """Save every so many steps, besides at the end of each epoch."""
+    keep_every_epochs: PositiveInt | None = None
+    """Keep the checkpoint of every so many epochs, as `epoch_0012.pt`, besides last.pt and best.pt. It can be resumed from."""
 
 
 class DistributedConfig(Section):

@@ -17,6 +17,7 @@ from engine.data.sampler import ShardSampler
 from engine.distributed import World, start_world
 from engine.files import make_folder
 from engine.job import Evaluation, HasClasses, Job, job_of
+from engine.preemption import StopSignals
 from engine.progress import Reporter
 from engine.scores import Score
 
@@ -29,14 +30,19 @@ def run_evaluation(
     *,
     world: World,
     on_image: Callable[[int, int], None] | None = None,
+    signals: StopSignals | None = None,
 ) -> Evaluation | None:
     """Run a model over a data set, each image once over all processes.
 
     Args:
         on_image: called with (images done, images to do) of this process.
+        signals: what may break it off.
 
     Returns:
         On the main process the predictions of all; None on the others.
+
+    Raises:
+        Preempted: it was broken off, in all processes.
     """
     config = job.config
     sampler = ShardSampler(len(dataset), batch_size=config.eval.batch_size, rank=world.rank, world_size=world.size)
@@ -56,7 +62,11 @@ def run_evaluation(
             seen.append(int(target["image_id"]))
         if on_image is not None:
             on_image(len(seen), sampler.num_own_images)
+        if signals is not None and signals.breaks_evaluation():
+            break
     model.train(was_training)
+    if signals is not None:
+        signals.end_evaluation()
     parts = world.gather((seen, evaluation.collected(), losses), patient=True)
     if not world.is_main:
         return None

@@ -1,6 +1,7 @@
-"""Folders to write into, names that do not collide, and endings of image files."""
+"""Folders to write into, files written whole, names that do not collide, and endings of image files."""
 
-from collections.abc import Sequence
+import os
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from backbones.errors import UserError
@@ -8,11 +9,15 @@ from backbones.errors import UserError
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".ppm"}
 
 
+class FolderError(UserError):
+    """A folder that cannot be written to."""
+
+
 def make_folder(folder: str | Path) -> Path:
     """A folder that can be written to, made with its parents if it is not there.
 
     Raises:
-        UserError: it cannot be made, or not be written to.
+        FolderError: it cannot be made, or not be written to.
     """
     folder = Path(folder)
     try:
@@ -21,7 +26,7 @@ def make_folder(folder: str | Path) -> Path:
         probe.touch()
         probe.unlink(missing_ok=True)  # another process or thread may probe at the same time
     except OSError as error:
-        raise UserError(f"The folder {folder} cannot be written to ({error.strerror}). Name another.") from None
+        raise FolderError(f"The folder {folder} cannot be written to ({error.strerror}). Name another.") from None
     return folder
 
 
@@ -37,3 +42,61 @@ def picture_names(paths: Sequence[str | Path], *, taken: Sequence[str] = ()) -> 
         used.add(name)
         names.append(name)
     return names
+
+
+def write_whole(path: Path, data: bytes) -> None:
+    """Write a file beside its place, then move it there: a reader sees the old one or the new one, never half of one.
+
+    Raises:
+        OSError: it cannot be written; the old one is as it was.
+    """
+    part = path.with_name(f"{path.name}.part")
+    try:
+        with part.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)
+    except OSError:
+        part.unlink(missing_ok=True)
+        raise
+
+
+def sync_folder(folder: Path) -> None:
+    """Have a folder's names on the disk: without it a renamed file may be back under its old name after a loss of power."""
+    try:
+        handle = os.open(folder, os.O_RDONLY)
+    except OSError:  # not every system opens a folder
+        return
+    try:
+        os.fsync(handle)
+    except OSError:
+        pass  # nor does every file system sync one
+    finally:
+        os.close(handle)
+
+
+class WriteErrors:
+    """Files that cannot be written while a run goes on, for the disk is full, say: counted, and told once until they can be.
+
+    Args:
+        tell: prints a line.
+    """
+
+    def __init__(self, tell: Callable[[str], None]) -> None:
+        self.tell = tell
+        self.count = 0
+        self.unwritten: dict[str, str] = {}  # what cannot be written now, and why
+
+    def failed(self, what: str, error: OSError | FolderError, *, then: str = "it is tried again at the next save") -> None:
+        """A file could not be written."""
+        self.count += 1
+        why = (isinstance(error, OSError) and error.strerror) or str(error)
+        if what not in self.unwritten:
+            self.tell(f"warning {self.count}: {what} could not be written ({why}). Training goes on; {then}.")
+        self.unwritten[what] = why
+
+    def succeeded(self, what: str) -> None:
+        """A file has been written."""
+        if self.unwritten.pop(what, None) is not None:
+            self.tell(f"{what} could be written again")

@@ -1,5 +1,6 @@
 """What of a run changes from step to step, and how it comes back from a checkpoint of the same run."""
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,11 +13,14 @@ from backbones.errors import UserError
 from engine.checkpoint import Checkpoint, load_checkpoint
 from engine.config import RunConfig
 from engine.config_file import check_job
+from engine.distributed import World
 from engine.progress import Reporter
+from engine.saving import KEPT_PATTERN, LAST, PREVIOUS
 
 # What may be another in a run that goes on: how long it is, where it computes, what it logs.
 FREE_KEYS = (
     *("epochs", "num_workers", "log_steps", "checkpoint_steps", "val", "accumulate", "compile", "cache_images"),
+    "keep_every_epochs",
     *("on_fault", "on_nonfinite", "max_skipped"),  # a run that stopped at a fault may go on past it
 )
 
@@ -34,6 +38,8 @@ class TrainingState:
     skipped: int = 0
     """Steps left out, for their loss or gradient was not finite."""
     skipped_in_a_row: int = 0
+    evaluation_due: bool = False
+    """Whether the step ended an epoch that is still to be evaluated: a run that is killed meanwhile goes on with that."""
 
     @property
     def weights(self) -> nn.Module:
@@ -45,6 +51,7 @@ class TrainingState:
         return {
             "step": self.step,
             "best": self.best,
+            "evaluation_due": self.evaluation_due,
             "skipped": [self.skipped, self.skipped_in_a_row],
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
@@ -61,47 +68,110 @@ class TrainingState:
         self.optimizer.load_state_dict(training["optimizer"])
         self.scaler.load_state_dict(training["scaler"])
         self.step, self.best = training["step"], training["best"]
+        self.evaluation_due = training.get("evaluation_due", False)
         self.skipped, self.skipped_in_a_row = training.get("skipped", (0, 0))
 
 
-def find_checkpoint(folder: Path, resume: str | None, *, reporter: Reporter) -> Checkpoint | None:
-    """The checkpoint a run in `folder` goes on from; None for the beginning.
+def find_checkpoint(folder: Path, resume: str | None, *, world: World, reporter: Reporter) -> Checkpoint | None:
+    """The checkpoint a run in `folder` goes on from, the same on all processes; None for the beginning.
 
     Args:
-        resume: its path; "" for the folder's own, if it has one; None for none.
+        folder: of the run.
+        resume: its path; "" for the newest good one of the folder, if it has any; None for none, unless a scheduler has started
+            the run again.
+        world: the processes; the main one decides.
+        reporter: told what is skipped.
 
     Raises:
         UserError: there is none at the path, it cannot be resumed from, or the folder holds a run that would be written over.
     """
-    last = folder / "last.pt"
+    checkpoint: Checkpoint | None = None
+    path: Path | None = None
+    error = ""
+    restarts = [restart for restart in world.gather(_restart()) if restart is not None]
+    if world.is_main:
+        try:
+            checkpoint = _choose(folder, resume, restarts[0] if restarts else None, reporter=reporter)
+            path = checkpoint.path if checkpoint is not None else None
+        except UserError as refusal:
+            error = str(refusal)
+    path, error = world.broadcast((path, error))
+    if error:
+        raise UserError(error)
+    if path is not None and checkpoint is None:
+        if not path.is_file():
+            raise UserError(
+                f"{path} is not there on every machine: output_dir must be on a file system that all of them share."
+            )
+        checkpoint = load_checkpoint(path, verify=False)
+    return checkpoint
+
+
+def _choose(folder: Path, resume: str | None, restart: str | None, *, reporter: Reporter) -> Checkpoint | None:
+    own = [folder / LAST, folder / PREVIOUS, *sorted(folder.glob(KEPT_PATTERN), reverse=True)]
+    own = [path for path in own if path.exists()]
+    if restart is not None and (own or resume is None):
+        # Also where --resume PATH began the run: what it has done since is in its own folder.
+        reporter.line(f"started again by {restart}: going on from where it was")
+        resume = ""
     goes_on_here = resume is not None and (resume == "" or Path(resume).resolve().parent == folder.resolve())
     if resume and not Path(resume).is_file():
         # argparse takes the word after --resume for its PATH, also where it is an override.
         hint = " To resume from last.pt with this override, put it before --resume." if "=" in resume else ""
         raise UserError(f"There is no checkpoint at {resume}.{hint}")
-    if last.exists() and not goes_on_here:
+    if own and not goes_on_here:
         raise UserError(f"{folder} holds a run already. Go on with it: --resume. Or start another: output_dir=FOLDER.")
     if resume is None:
         return None
-    if resume == "" and not last.exists():
+    if resume:
+        return _load(Path(resume))
+    if not own:
         reporter.line(f"There is no checkpoint in {folder} yet: starting from the beginning.")
         return None
-    checkpoint = load_checkpoint(resume or last)
+    skipped = [] if own[0].name == LAST else [f"{folder / LAST} is not there: the run was killed as it was replaced."]
+    for path in own:
+        try:
+            checkpoint = _load(path)
+        except UserError as refusal:
+            skipped.append(str(refusal))
+            continue
+        for reason in skipped:
+            reporter.line(f"skipped: {reason}")
+        return checkpoint
+    raise UserError("\n  ".join([f"No checkpoint in {folder} can be resumed from:", *skipped]))
+
+
+def _load(path: Path) -> Checkpoint:
+    checkpoint = load_checkpoint(path)
     if checkpoint.training is None:
         raise UserError(f"{checkpoint.path} has weights alone; only last.pt can be resumed from.")
     return checkpoint
 
 
-def check_same_run(checkpoint: Checkpoint, config: RunConfig) -> None:
+def _restart() -> str | None:
+    """Who has started this process anew, if it is not its first start."""
+    for who, name in (("torchrun", "TORCHELASTIC_RESTART_COUNT"), ("SLURM", "SLURM_RESTART_COUNT")):
+        count = os.environ.get(name, "0")
+        if count.isdigit() and int(count):
+            return f"{who} (restart {count})"
+    return None
+
+
+def check_same_run(checkpoint: Checkpoint, config: RunConfig, *, processes: int) -> list[str]:
     """A run may go on for more epochs, elsewhere, or log and evaluate otherwise; what it learns from must be the same.
+
+    A key that came into the config after the checkpoint counts as its default.
+
+    Returns:
+        Lines on what has changed that may, but makes the last digits others than those of a run that was not stopped.
 
     Raises:
         UserError: something else differs; the message names the key.
     """
     check_job(checkpoint.job, config.job, where=str(checkpoint.path))
-    own = config.model_dump()
+    saved, own = checkpoint.load_config().model_dump(), config.model_dump()
     for section in ("model", "data", "train", "optimizer", "seed"):
-        before, now = checkpoint.config[section], own[section]
+        before, now = saved[section], own[section]
         if not isinstance(now, dict):
             before, now = {section: before}, {section: now}
         for key in now:
@@ -111,3 +181,14 @@ def check_same_run(checkpoint: Checkpoint, config: RunConfig) -> None:
                     f"{checkpoint.path} was trained with {name}={before.get(key)}, the config now says {now[key]}. "
                     "Resume with the same, or start another run: output_dir=FOLDER."
                 )
+    changes = []
+    assert checkpoint.training is not None, "find_checkpoint gives no other"
+    count = checkpoint.training.get("processes", processes)
+    if count != processes:
+        changes.append(f"resumed on {processes} {'process' if processes == 1 else 'processes'}, was {count}: the same batches")
+    for key in ("compile", "accumulate"):
+        if saved["train"][key] != own["train"][key]:
+            changes.append(f"train.{key} is {own['train'][key]}, was {saved['train'][key]}")
+    if changes:
+        changes.append("  the weights will differ a little from those of a run that was not changed")
+    return changes

@@ -1,9 +1,17 @@
-"""Where the numbers of a run go: a line of JSON and TensorBoard by default, anything else through the same small interface."""
+"""Where the numbers of a run go: a line of JSON and TensorBoard by default, anything else through the same small interface.
+
+What is logged is in the file when `log` returns, so that a process that is killed loses none of it. What cannot be written, for
+the disk is full, is kept in memory and written with what comes next.
+"""
 
 import json
+import os
+import socket
 import time
 from pathlib import Path
 from typing import Any, Protocol
+
+from engine.files import WriteErrors, write_whole
 
 
 class Tracker(Protocol):
@@ -11,6 +19,10 @@ class Tracker(Protocol):
 
     def log(self, kind: str, step: int, values: dict[str, Any]) -> None:
         """Record the values of a "train" step or of an "eval"."""
+        ...
+
+    def flush(self) -> None:
+        """Have all of it on the disk."""
         ...
 
     def close(self) -> None:
@@ -21,18 +33,27 @@ class Tracker(Protocol):
 class JsonlTracker:
     """Appends a line of JSON for each call to a file.
 
-    A resumed run does the steps after its checkpoint again: lines of steps after `start_step` are taken out first.
+    A resumed run does the steps after its checkpoint again: lines of steps after `start_step` are taken out first, and where
+    it does the evaluation after that step again, its line, too.
     """
 
-    def __init__(self, path: Path, *, start_step: int = 0) -> None:
-        lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
-        path.write_text("".join(line for line in lines if _step_of(line) <= start_step), encoding="utf-8")
-        self._file = path.open("a", encoding="utf-8")
+    def __init__(
+        self, path: Path, *, start_step: int = 0, evaluates_again: bool = False, errors: WriteErrors | None = None
+    ) -> None:
+        lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
+        kept = [line for line in lines if _stays(line, start_step, evaluates_again=evaluates_again)]
+        self.last_records = [record for record in map(json.loads, kept) if record["step"] == start_step]
+        if kept != lines:
+            write_whole(path, b"".join(kept))
+        self._file = _AppendedFile(path, errors)
 
     def log(self, kind: str, step: int, values: dict[str, Any]) -> None:
         """Write {"kind", "step", "time", **values}."""
         line = {"kind": kind, "step": step, "time": round(time.time(), 3), **values}
-        self._file.write(json.dumps(line) + "\n")
+        self._file.append(json.dumps(line).encode() + b"\n")
+
+    def flush(self) -> None:
+        """Have all lines on the disk."""
         self._file.flush()
 
     def close(self) -> None:
@@ -41,28 +62,120 @@ class JsonlTracker:
 
 
 class TensorBoardTracker:
-    """Writes the numbers among the values as TensorBoard scalars, `kind/name`."""
+    """Writes the numbers among the values as TensorBoard scalars, `kind/name`.
 
-    def __init__(self, folder: Path, *, start_step: int = 0) -> None:
-        from torch.utils.tensorboard import SummaryWriter
+    Args:
+        folder: of the event files; each start writes one.
+        start_step: the step of the checkpoint the run goes on from: TensorBoard forgets what came after.
+        again: records (of `JsonlTracker`) of that step itself: it is forgotten, too, and then written from these.
+        errors: who is told of what cannot be written; None raises.
+    """
 
-        self._writer = SummaryWriter(str(folder), purge_step=start_step + 1 if start_step else None)
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        start_step: int = 0,
+        again: list[dict[str, Any]] | None = None,
+        errors: WriteErrors | None = None,
+    ) -> None:
+        # Not torch's SummaryWriter: it writes in a thread, which holds events back for minutes and dies of a full disk.
+        from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+        from tensorboard.summary.writer.record_writer import RecordWriter
 
-    def log(self, kind: str, step: int, values: dict[str, Any]) -> None:
-        """Write each number."""
+        folder.mkdir(parents=True, exist_ok=True)
+        name = f"events.out.tfevents.{time.time_ns() // 10**9:010d}.{socket.gethostname()}.{os.getpid()}.{time.time_ns()}"
+        self._file = _AppendedFile(folder / name, errors)
+        self._records = RecordWriter(self)
+        self._write_event(Event(wall_time=time.time(), file_version="brain.Event:2"))
+        if start_step:
+            first = start_step if again is not None else start_step + 1
+            session = SessionLog(status=SessionLog.START)
+            self._write_event(Event(wall_time=time.time(), step=first, session_log=session))
+            for record in again or []:
+                values = {key: value for key, value in record.items() if key not in ("kind", "step", "time")}
+                self.log(record["kind"], start_step, values, at=record["time"])
+
+    def log(self, kind: str, step: int, values: dict[str, Any], *, at: float | None = None) -> None:
+        """Write each number; `at` is its time, now if left out."""
+        from tensorboard.compat.proto.event_pb2 import Event
+        from tensorboard.compat.proto.summary_pb2 import Summary
+
         for name, value in _numbers(values, kind):
-            self._writer.add_scalar(name, value, step)
+            summary = Summary(value=[Summary.Value(tag=name, simple_value=value)])
+            self._write_event(Event(wall_time=time.time() if at is None else at, step=step, summary=summary))
+
+    def write(self, data: bytes) -> None:
+        """Take a part of a record, for TensorBoard's `RecordWriter`."""
+        self._file.append(data)
+
+    def flush(self) -> None:
+        """Have all events on the disk."""
+        self._file.flush()
 
     def close(self) -> None:
         """Flush and close the event file."""
-        self._writer.close()
+        self._file.close()
+
+    def _write_event(self, event: Any) -> None:
+        self._records.write(event.SerializeToString())
 
 
-def _step_of(line: str) -> float:
+class _AppendedFile:
+    """A file that is appended to at once. What could not be written is kept, and goes before what comes next."""
+
+    def __init__(self, path: Path, errors: WriteErrors | None) -> None:
+        self.path = path
+        self.errors = errors
+        self._pending = b""
+        self._handle: int | None = None
+        self.append(b"")
+
+    def append(self, data: bytes) -> None:
+        self._pending += data
+        try:
+            if self._handle is None:
+                self._handle = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
+            while self._pending:
+                self._pending = self._pending[os.write(self._handle, self._pending) :]
+        except OSError as error:
+            if self.errors is None:
+                raise
+            self.errors.failed(self._name, error, then="it is kept, and written with what comes next")
+            return
+        if self.errors is not None:
+            self.errors.succeeded(self._name)
+
+    def flush(self) -> None:
+        self.append(b"")
+        if self._handle is not None and not self._pending:
+            try:
+                os.fsync(self._handle)
+            except OSError as error:
+                if self.errors is None:
+                    raise
+                self.errors.failed(self._name, error)
+
+    def close(self) -> None:
+        if self._handle is not None:
+            self.append(b"")
+            os.close(self._handle)
+            self._handle = None
+
+    @property
+    def _name(self) -> str:
+        return self.path.name if self.path.suffix == ".jsonl" else self.path.parent.name + "/"
+
+
+def _stays(line: bytes, start_step: int, *, evaluates_again: bool) -> bool:
     try:
-        return json.loads(line)["step"]
-    except (json.JSONDecodeError, KeyError):  # cut short when the run was killed
-        return float("inf")
+        record = json.loads(line)
+        step, kind = record["step"], record["kind"]
+    except (ValueError, KeyError, TypeError):  # cut short when the run was killed
+        return False
+    if not line.endswith(b"\n"):
+        return False
+    return bool(step < start_step or (step == start_step and not (evaluates_again and kind == "eval")))
 
 
 def _numbers(values: dict[str, Any], prefix: str) -> list[tuple[str, float]]:

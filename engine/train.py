@@ -1,6 +1,7 @@
 """The training of a model, from a config to a finished run folder, whatever the job."""
 
 import time
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,8 @@ from torch.nn.parallel import DistributedDataParallel
 from backbones import Backbone, UserError
 from engine.amp import autocast
 from engine.build import build_optimizer, build_schedule, build_training_sampler, check_processes
-from engine.checkpoint import save_checkpoint
 from engine.compilation import as_written
 from engine.config import RunConfig
-from engine.config_file import dump_config
 from engine.data.dataset import sample_seed
 from engine.data.loader import BatchLoader
 from engine.data.prefetch import on_device
@@ -22,15 +21,18 @@ from engine.data.replacement import Replaced
 from engine.distributed import World, start_world
 from engine.ema import average_model
 from engine.evaluate import run_evaluation
-from engine.files import make_folder
 from engine.job import job_of
 from engine.lateness import COMPUTES, LOADS, StepWatch
 from engine.nonfinite import StepGuard
 from engine.parallel import parallelize, synchronize_batch_norms
+from engine.preemption import Preempted, StopSignals
 from engine.progress import Reporter, Speed, clock, peak_memory_gb
 from engine.resume import TrainingState, check_same_run, find_checkpoint
+from engine.run_folder import RunFolder
+from engine.saving import BEST, LAST
 from engine.scores import Score
-from engine.tracking import JsonlTracker, TensorBoardTracker, Tracker
+from engine.seeding import seed_everything
+from engine.unused import parameters_without_gradient
 
 
 def train(config: RunConfig, *, resume: str | None = None) -> list[Score]:
@@ -38,19 +40,22 @@ def train(config: RunConfig, *, resume: str | None = None) -> list[Score]:
 
     Args:
         config: the run.
-        resume: a checkpoint to go on from; "" for the run folder's last.pt, or the beginning where there is none.
+        resume: a checkpoint to go on from; "" for the newest good one in the run folder, or the beginning where there is none.
 
     Returns:
         The last scores on the main process, an empty list on the others.
 
     Raises:
-        UserError: something in the config, the data or the weights that the user can put right.
+        UserError: something in the config, the data or the weights that the user can put right, or files that could not be
+            written, at the end.
+        Preempted: a signal (SIGTERM, SIGINT, SIGUSR1) told it to stop, and it has saved.
     """
     waits = config.distributed
     with start_world(config.device, step_minutes=waits.step_minutes, wait_minutes=waits.wait_minutes) as world:
         run = Run(config, world, resume=resume)
         try:
-            return run.train()
+            with run.signals:
+                return run.train()
         finally:
             run.close()
 
@@ -62,15 +67,13 @@ class Run:
         self.config = config
         self.job = job_of(config)
         self.world = world
-        self.folder = Path(config.output_dir)
         self.reporter = Reporter(world)
-        self.trackers: list[Tracker] = []
+        self.signals = StopSignals(world)
         check_processes(config, world)
-        checkpoint = find_checkpoint(self.folder, resume, reporter=self.reporter)
+        checkpoint = find_checkpoint(Path(config.output_dir), resume, world=world, reporter=self.reporter)
 
-        torch.manual_seed(config.seed)  # what is initialised at random is the same in every process
+        seed_everything(config.seed)  # what is initialised at random is the same in every process
         self.training_set, self.validation_set, self.model = self._build()
-        self.categories = self.training_set.categories
         ema = config.train.ema
         self.state = TrainingState(
             model=self.model,
@@ -78,11 +81,15 @@ class Run:
             optimizer=build_optimizer(config, self.model),
             scaler=torch.amp.GradScaler(world.device.type, enabled=config.train.precision == "fp16"),
         )
+        self.resumed: list[str] = []
         if checkpoint is not None:
-            check_same_run(checkpoint, config)
+            self.resumed = check_same_run(checkpoint, config, processes=world.size)
             checkpoint.check_categories(self.training_set)
             assert checkpoint.training is not None, "or find_checkpoint had refused it"
             self.state.restore(checkpoint.model, checkpoint.training)
+            self.resumed.insert(0, f"resumed from {checkpoint.path}")
+        categories = self.training_set.categories
+        self.folder = RunFolder(config, world=world, reporter=self.reporter, state=self.state, categories=categories)
         self.sampler = build_training_sampler(config, self.training_set, world, start_step=self.state.step)
         self.loader = BatchLoader(
             self.training_set,
@@ -95,20 +102,35 @@ class Run:
         self.learning_rate_factor = build_schedule(config, steps_per_epoch=self.sampler.steps_per_epoch)
         if config.train.compile:
             self.job.compile_model(self.model)
-        self.parallel = parallelize(self.model, config.distributed, world)
+        self.unused = parameters_without_gradient(config, self.job, self.model, self.training_set, world)
+        self.parallel = parallelize(self.model, config.distributed, world, some_are_unused=bool(self.unused))
         self.watch = StepWatch(world, step_minutes=config.distributed.step_minutes)
         self.guard = StepGuard(config, job=self.job, world=world, state=self.state, dataset=self.training_set)
 
     def train(self) -> list[Score]:
-        """Run to the end of the last epoch; evaluate, save and draw on the way."""
-        self._open_folder()
+        """Run to the end of the last epoch; evaluate, save and draw on the way.
+
+        Raises:
+            Preempted: it was told to stop, and has saved.
+        """
+        self.folder.open()
         self._describe()
+        try:
+            return self._train()
+        except Preempted as stop:
+            self.folder.leave(stop, total_steps=self.sampler.total_steps)
+            raise
+
+    def _train(self) -> list[Score]:
         scores: list[Score] = []
-        batches = on_device(self.loader, self.world.device)
+        if self.state.evaluation_due:  # it was killed meanwhile
+            scores = self._evaluate(self.state.step // self.sampler.steps_per_epoch)
         speed = Speed(batch_size=self.config.train.batch_size)
         self.parallel.train()
-        with self.reporter.bar("training", self.sampler.total_steps) as show:
+        batches = on_device(self.loader, self.world.device)
+        with closing(batches), self.reporter.bar("training", self.sampler.total_steps) as show:
             while self.state.step < self.sampler.total_steps:
+                self.signals.check_step(self.state.step)
                 speed.start()
                 losses, image_ids = self._train_step(batches)
                 speed.stop()
@@ -116,24 +138,24 @@ class Run:
                 show(self.state.step)
                 if losses is None:
                     self.reporter.line(self.guard.said)
-                    self._track("nonfinite", {"skipped": self.state.skipped, "image_ids": self.guard.images})
+                    self.folder.track("nonfinite", {"skipped": self.state.skipped, "image_ids": self.guard.images})
                 elif self.state.step == 1 or self.state.step % self.config.train.log_steps == 0:
                     self._log_step(losses, image_ids, speed)
                 epoch, within = divmod(self.state.step, self.sampler.steps_per_epoch)
                 if within == 0:
                     scores = self._end_epoch(epoch)
                 elif self.config.train.checkpoint_steps and self.state.step % self.config.train.checkpoint_steps == 0:
-                    self._save("last.pt")
+                    self.folder.save(LAST)
         self._take_replaced(self.world.gather(self.loader.take_replaced()), at_the_end=True)
         if not scores:
-            self.reporter.line(f"{self.folder} was finished already, at step {self.state.step}.")
+            self.reporter.line(f"{self.folder.path} was finished already, at step {self.state.step}.")
+        self.folder.finish()
         return scores
 
     def close(self) -> None:
         """Close what the run has open."""
         self.watch.close()
-        for tracker in self.trackers:
-            tracker.close()
+        self.folder.close()
 
     def _build(self) -> tuple[Any, Any, nn.Module]:
         config, world = self.config, self.world
@@ -160,7 +182,7 @@ class Run:
         """
         config, world = self.config, self.world
         # Whatever a layer draws (dropout, say) depends on the step alone, so that a resumed run draws the same.
-        torch.manual_seed(sample_seed(config.seed, self.state.step, world.rank))
+        seed_everything(sample_seed(config.seed, self.state.step, world.rank))
         factor = self.learning_rate_factor(self.state.step)
         for group in self.state.optimizer.param_groups:
             group["lr"] = group["initial_lr"] * factor
@@ -208,7 +230,7 @@ class Run:
         )
         record = {"epoch": epoch, "loss": loss, **values, "lr": lr, "images_per_second": rate, "memory_gb": memory}
         record["image_ids"] = [image_id for _, ids, _ in gathered for image_id in ids]
-        self._track("train", record)
+        self.folder.track("train", record)
 
     def _take_replaced(self, parts: list[Replaced], *, at_the_end: bool = False) -> None:
         """Name each file once that could not be read, whose images were replaced; in the end, say how often that was."""
@@ -217,19 +239,21 @@ class Run:
         if at_the_end and self.replaced.samples:
             count, files = self.replaced.samples, len(self.replaced.reasons)
             self.reporter.line(f"training samples that were replaced by others: {count}, for {files} reasons")
-            self._track("replaced", {"samples": count, "reasons": self.replaced.reasons})
+            self.folder.track("replaced", {"samples": count, "reasons": self.replaced.reasons})
 
     def _end_epoch(self, epoch: int) -> list[Score]:
         self.watch.pause()
-        is_last = epoch == self.config.train.epochs
-        scores: list[Score] = []
-        if is_last or epoch % self.config.eval.every_epochs == 0:
-            scores = self._evaluate(epoch, is_last=is_last)
-        self._save("last.pt")
-        return scores
+        if epoch == self.config.train.epochs or epoch % self.config.eval.every_epochs == 0:
+            self.state.evaluation_due = True
+            self.folder.save(LAST)
+            return self._evaluate(epoch)
+        self.folder.save(LAST, *self.folder.kept(epoch))
+        return []
 
-    def _evaluate(self, epoch: int, *, is_last: bool) -> list[Score]:
+    def _evaluate(self, epoch: int) -> list[Score]:
+        """Score the epoch that has ended; what follows from it is in the checkpoints when it is no longer due."""
         began = time.perf_counter()
+        is_last = epoch == self.config.train.epochs
         model = self.state.weights
         self.world.share_buffers(model)
         with as_written(), self.reporter.bar("evaluating", len(self.validation_set)) as show:
@@ -239,10 +263,12 @@ class Run:
                 self.validation_set,
                 world=self.world,
                 on_image=lambda done, total: show(done * len(self.validation_set) / total),
+                signals=self.signals,
             )
         scores: list[Score] = []
+        names = [LAST, *self.folder.kept(epoch)]
         if evaluation is not None:
-            scores = evaluation.score(self.folder / "eval")
+            scores = self.folder.score(evaluation)
             seconds = time.perf_counter() - began
             self.reporter.line(f"epoch {epoch} on {len(self.validation_set)} validation images, in {clock(seconds)}:")
             self.reporter.scores(scores)
@@ -251,45 +277,23 @@ class Run:
             record |= {score.kind: {**score.stats, "per_class": score.per_class} for score in scores}
             if evaluation.losses:
                 record["losses"] = dict(evaluation.losses)
-            self._track("eval", record)
+            self.folder.track("eval", record)
             if scores[-1].value > self.state.best:
                 self.state.best = scores[-1].value
-                self._save("best.pt", for_resume=False)
+                names.insert(0, BEST)
             if is_last:
                 self.reporter.per_class(scores)
-                drawn = evaluation.draw(self.folder / "predictions")
-                self.reporter.line(
-                    f"{len(drawn)} pictures in {self.folder / 'predictions'}, weights in {self.folder / 'best.pt'}"
-                )
+                self.folder.draw(evaluation)
+        self.state.evaluation_due = False
+        self.folder.save(*names)
         self.world.barrier()
         return scores
-
-    def _save(self, name: str, *, for_resume: bool = True) -> None:
-        if not self.world.is_main:
-            return
-        save_checkpoint(
-            self.folder / name,
-            model=self.state.weights.state_dict(),
-            config=self.config,
-            categories=self.categories,
-            training=self.state.to_resume() if for_resume else None,
-        )
-
-    def _open_folder(self) -> None:
-        if not self.world.is_main:
-            return
-        make_folder(self.folder)
-        (self.folder / "config.yaml").write_text(dump_config(self.config), encoding="utf-8")
-        self.trackers = [
-            JsonlTracker(self.folder / "metrics.jsonl", start_step=self.state.step),
-            TensorBoardTracker(self.folder / "tensorboard", start_step=self.state.step),
-        ]
 
     def _describe(self) -> None:
         config, line = self.config, self.reporter.line
         first, *more = self.job.describe(self.training_set, self.validation_set)
         processes = f"{self.world.size} processes" if self.world.size > 1 else "1 process"
-        line(f"{first}, {processes}, {self.world.device.type}, in {self.folder}")
+        line(f"{first}, {processes}, {self.world.device.type}, in {self.folder.path}")
         for text in more:
             line(text)
         backbone = self.model.backbone
@@ -302,9 +306,15 @@ class Run:
             line("  frozen at random: there are no weights. Set model.backbone.weights, or leave out trainable_layers")
         for text in backbone.weights_report.lines() if backbone.weights_report is not None else ():
             line(text)
+        if self.world.device.type == "cuda":
+            line(
+                "on a GPU a run is not the same to the last bit when it is repeated: the gradients of RoIAlign and of indexing "
+                "are added up in any order, and cuDNN may choose other kernels"
+            )
+        for text in self.resumed:
+            line(text)
+        if self.unused:
+            others = f" and {len(self.unused) - 3} more" if len(self.unused) > 3 else ""
+            line(f"no gradient reaches {', '.join(self.unused[:3])}{others}: each step is searched for such, which takes time")
         if self.state.step:
             line(f"resumed at step {self.state.step} of {self.sampler.total_steps}")
-
-    def _track(self, kind: str, values: dict[str, Any]) -> None:
-        for tracker in self.trackers:
-            tracker.log(kind, self.state.step, values)

@@ -13,6 +13,7 @@ from engine.data.dataset import Sample
 from engine.data.replacement import Replaced, Replacing
 from engine.data.sampler import GlobalBatchSampler, Key, ShardSampler
 from engine.job import SampleSet
+from engine.preemption import leave_signals_to_parent
 
 Batch = tuple[list[Tensor], list[dict[str, Any]]]
 _Loaded = tuple[Sample, list[str]] | UserError  # a sample, and the reasons it stands in for another
@@ -51,6 +52,7 @@ class BatchLoader:
             batch_sampler=sampler,
             num_workers=min(num_workers, available_cores()),
             collate_fn=_collate,
+            worker_init_fn=leave_signals_to_parent,
             pin_memory=device.type == "cuda",
             # Nothing in a sample is drawn from this: it only keeps the loader off the global generator, which training uses.
             generator=torch.Generator().manual_seed(0),

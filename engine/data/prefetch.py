@@ -1,6 +1,6 @@
 """Batches moved to the device while the one before is computed."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable
 from typing import Any
 
 import torch
@@ -10,7 +10,7 @@ from engine.data.loader import Batch
 from heads.cropped_masks import CroppedMasks
 
 
-def on_device(batches: Iterable[Batch], device: torch.device) -> Iterator[Batch]:
+def on_device(batches: Iterable[Batch], device: torch.device) -> Generator[Batch, None, None]:
     """The batches with their tensors on `device`.
 
     To a GPU they are copied on a stream of their own, one batch ahead: the copy of the next goes on while this one is computed.

@@ -116,7 +116,17 @@ def contents(folder: Path) -> dict[Path, bytes]:
 
 def test_what_a_resume_compares_covers_weights_average_momentum_and_scaler(uninterrupted):
     training = load_checkpoint(uninterrupted.folder / "last.pt").training
-    assert set(training) == {"step", "best", "skipped", "optimizer", "scaler", "model", "num_averaged"}
+    assert set(training) == {
+        "step",
+        "best",
+        "evaluation_due",
+        "processes",
+        "skipped",
+        "optimizer",
+        "scaler",
+        "model",
+        "num_averaged",
+    }
     assert training["step"] == int(training["num_averaged"]) == 9
     assert any("running_mean" in key for key in training["model"])
     assert any(state["momentum_buffer"].abs().sum() > 0 for state in training["optimizer"]["state"].values())
@@ -142,14 +152,14 @@ def test_stopped_within_an_epoch_and_resumed_it_ends_the_same(stateful, uninterr
 
 
 def _train_and_be_killed(config: DetectionConfig) -> None:
-    """The sixth checkpoint is half written when SIGKILL comes; the third was best.pt."""
+    """The seventh checkpoint is half written when SIGKILL comes: steps 1 to 3, best.pt and step 3 evaluated, 4, 5."""
     save, calls = torch.save, []
 
     def save_or_die(content, file):
         calls.append(file)
-        if len(calls) == 6:
-            file.write(b"half of it")
-            file.flush()
+        if len(calls) == 7:
+            file.file.write(b"half of it")
+            file.file.flush()
             os.kill(os.getpid(), signal.SIGKILL)
         save(content, file)
 
@@ -212,6 +222,7 @@ def test_a_resumed_run_knows_the_best_score_so_far(make_config, tmp_path, monkey
 
         def end_epoch_and_note(run, number):
             end_epoch(run, number)
+            run.folder.writer.join()
             best.append((tmp_path / "run" / "best.pt").read_bytes())
 
         best.append((tmp_path / "run" / "best.pt").read_bytes())

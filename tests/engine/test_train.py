@@ -13,6 +13,7 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor
 
+import engine.saving
 import engine.train
 from backbones import build_backbone
 from backbones.errors import UserError
@@ -66,6 +67,7 @@ def test_a_run_leaves_what_the_design_says(trained):
         "config.yaml",
         "metrics.jsonl",
         "last.pt",
+        "last.previous.pt",
         "best.pt",
         "eval/bbox_results.json",
         "eval/segm_results.json",
@@ -155,9 +157,11 @@ def test_best_is_written_only_when_the_score_gets_better(make_config, monkeypatc
     written = []
     scores = iter([0.1, 0.5, 0.3, 0.5, 0.6])
     monkeypatch.setattr(DetectionEvaluation, "score", lambda *_: [CocoScore("bbox", "AP", {"AP": next(scores)}, {})])
-    monkeypatch.setattr(engine.train, "save_checkpoint", lambda path, **_: written.append(path.name))
+    monkeypatch.setattr(engine.saving, "write_checkpoint", lambda path, *_, **__: written.append(path.name))
     train(make_config("train.epochs=5", *ONE_STEP))
-    assert written == ["best.pt", "last.pt"] * 2 + ["last.pt"] * 2 + ["best.pt", "last.pt"]
+    # last.pt before each evaluation, which may be broken off, and after it
+    better, no_better = ["last.pt", "best.pt", "last.pt"], ["last.pt", "last.pt"]
+    assert written == [*better, *better, *no_better, *no_better, *better]
 
 
 def test_masks_decide_which_weights_are_best_where_there_are_any(make_config, monkeypatch):
@@ -168,9 +172,9 @@ def test_masks_decide_which_weights_are_best_where_there_are_any(make_config, mo
         "score",
         lambda *_: [CocoScore(kind, "AP", {"AP": ap}, {}) for kind, ap in zip(("bbox", "segm"), next(scores), strict=True)],
     )
-    monkeypatch.setattr(engine.train, "save_checkpoint", lambda path, **_: written.append(path.name))
+    monkeypatch.setattr(engine.saving, "write_checkpoint", lambda path, *_, **__: written.append(path.name))
     train(make_config("train.epochs=3", *MASKS, *ONE_STEP))
-    assert written == ["best.pt", "last.pt", "last.pt", "best.pt", "last.pt"]
+    assert written == ["last.pt", "best.pt", "last.pt", "last.pt", "last.pt", "last.pt", "best.pt", "last.pt"]
 
 
 # ---- What a run does not write over ----
@@ -314,7 +318,7 @@ def test_normalisation_can_have_a_weight_decay_of_its_own(make_config):
     ids=["cosine", "fractions", "epochs", "warm-up", "batch size"],
 )
 def test_the_learning_rate_follows_the_schedule(make_config, tmp_path, monkeypatch, overrides, factors):
-    monkeypatch.setattr(engine.train, "save_checkpoint", lambda *_, **__: None)
+    monkeypatch.setattr(engine.saving, "write_checkpoint", lambda *_, **__: None)
     train(make_config(*overrides, "train.epochs=5", "eval.every_epochs=5", "optimizer.lr=0.001", *ONE_STEP))
     rates = [line["lr"] for line in metrics(tmp_path / "run", "train")]
     assert rates == pytest.approx([0.001 * factor for factor in factors])
