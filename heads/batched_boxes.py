@@ -6,8 +6,9 @@ import torch
 from torch import Tensor
 from torchvision.ops import nms
 
-# IoUs that are held at once while boxes are matched: 128 MB of them.
-MATCH_BUDGET = 2**25
+# IoUs that are computed at once while boxes are matched, of which about five copies are held: on a CPU few enough for its
+# cache, on a GPU enough for one pass over the boxes of an ordinary batch.
+MATCH_BUDGET = {"cpu": 2**22, "cuda": 2**24}
 
 
 def pad_rows(rows: Sequence[Tensor], *, least: int = 0) -> tuple[Tensor, Tensor]:
@@ -25,12 +26,18 @@ def pad_rows(rows: Sequence[Tensor], *, least: int = 0) -> tuple[Tensor, Tensor]
 
 
 def pairwise_iou(first: Tensor, second: Tensor) -> Tensor:
-    """Boxes (..., N, 4) and (..., M, 4), xyxy -> (..., N, M)."""
-    top_left = torch.maximum(first[..., :, None, :2], second[..., None, :, :2])
-    bottom_right = torch.minimum(first[..., :, None, 2:], second[..., None, :, 2:])
-    width, height = (bottom_right - top_left).clamp(min=0).unbind(-1)
-    intersection = width * height
-    return intersection / (box_areas(first)[..., :, None] + box_areas(second)[..., None, :] - intersection)
+    """Boxes (..., N, 4) and (..., M, 4), xyxy -> (..., N, M); of constants, for what is computed on the way is written over."""
+    left, top, right, bottom = first[..., :, None, :].unbind(-1)
+    other_left, other_top, other_right, other_bottom = second[..., None, :, :].unbind(-1)
+    intersection = torch.minimum(right, other_right).sub_(torch.maximum(left, other_left)).clamp_(min=0)
+    intersection *= torch.minimum(bottom, other_bottom).sub_(torch.maximum(top, other_top)).clamp_(min=0)
+    union = (box_areas(first)[..., :, None] + box_areas(second)[..., None, :]).sub_(intersection)
+    return intersection.div_(union)
+
+
+def at_once(places: int, device: torch.device) -> int:
+    """How many objects to compare with so many places at once: 2,000 with 267,000 take 2 GB for every number of a pair."""
+    return max(1, MATCH_BUDGET.get(device.type, 2**24) // max(1, places))
 
 
 def box_areas(boxes: Tensor) -> Tensor:
@@ -54,10 +61,10 @@ def match(boxes: Tensor, objects: Tensor, present: Tensor) -> tuple[Tensor, Tens
     best = boxes.new_full(boxes.shape[:2], -1.0)
     rows = torch.zeros(boxes.shape[:2], dtype=torch.int64, device=boxes.device)
     is_nearest = torch.zeros(boxes.shape[:2], dtype=torch.bool, device=boxes.device)
-    step = max(1, MATCH_BUDGET // max(1, batch * boxes.shape[1]))
+    step = at_once(batch * boxes.shape[1], boxes.device)
     for start in range(0, total, step):
         there = present[:, start : start + step, None]
-        overlap = pairwise_iou(objects[:, start : start + step], boxes).nan_to_num(0.0).masked_fill(~there, -1.0)
+        overlap = pairwise_iou(objects[:, start : start + step], boxes).nan_to_num_(0.0).masked_fill_(~there, -1.0)
         highest, which = overlap.max(dim=1)
         better = highest > best
         best = torch.where(better, highest, best)

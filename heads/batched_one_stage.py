@@ -10,7 +10,7 @@ from torchvision.models.detection.fcos import FCOS
 from torchvision.models.detection.retinanet import RetinaNet
 from torchvision.ops import batched_nms, generalized_box_iou_loss, nms, sigmoid_focal_loss
 
-from heads.batched_boxes import box_areas, match, pad_rows, spread
+from heads.batched_boxes import at_once, box_areas, match, pad_rows, spread
 from heads.crowd import in_crowd
 from heads.transform import Targets
 
@@ -95,7 +95,7 @@ class BatchedFCOS(FCOS):
         upper[-per_level[-1] :] = math.inf
         best = places.new_full((len(objects), len(places)), 1e-5)
         rows = torch.full(best.shape, -1, device=places.device)
-        step = max(1, 2**23 // max(1, len(objects) * len(places)))
+        step = at_once(4 * len(objects) * len(places), places.device)  # a pair has four numbers
         for start in range(0, objects.shape[1], step):
             some = objects[:, start : start + step, None]  # (B, G, 1, 4)
             middles = (some[..., :2] + some[..., 2:]) / 2

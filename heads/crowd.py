@@ -9,6 +9,7 @@ from torch import Tensor
 from torchvision.ops.boxes import _box_inter_union, box_area
 
 CROWD_COVER = 0.5
+AT_ONCE = 16  # regions that boxes are compared with at once: with 267,000 boxes, 17 MB for every number of a pair
 
 
 def set_crowd_apart(target: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -28,6 +29,8 @@ def in_crowd(boxes: Tensor, target: dict[str, Tensor]) -> Tensor:
     crowd = target.get("crowd_boxes")
     if crowd is None or len(crowd) == 0:
         return torch.zeros(len(boxes), dtype=torch.bool, device=boxes.device)
-    intersection, _ = _box_inter_union(boxes, crowd.to(boxes.dtype))
-    cover = intersection / box_area(boxes).clamp(min=1e-6)[:, None]
-    return cover.max(dim=1).values >= CROWD_COVER
+    cover = torch.zeros(len(boxes), dtype=boxes.dtype, device=boxes.device)
+    for regions in crowd.to(boxes.dtype).split(AT_ONCE):
+        intersection, _ = _box_inter_union(boxes, regions)
+        cover = torch.maximum(cover, intersection.amax(dim=1))
+    return cover / box_area(boxes).clamp(min=1e-6) >= CROWD_COVER

@@ -42,7 +42,7 @@ def test_matches_are_those_of_torchvision_for_each_image(budget, counts, seed):
     new = [random_boxes(count, seed=seed + i) for i, count in enumerate(counts)]
     objects = [torch.cat([own, boxes[: len(own) // 2], boxes[: len(own) // 3]]) for own in new]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(batched_boxes, "MATCH_BUDGET", budget * len(counts) * len(boxes))
+        patch.setattr(batched_boxes, "MATCH_BUDGET", {"cpu": budget * len(counts) * len(boxes)})
         overlap, rows, is_nearest = match(boxes, *pad_rows(objects, least=1))
     for i, own in enumerate(objects):
         if not len(own):

@@ -6,6 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from heads import crowd
 from heads.crowd import in_crowd, set_crowd_apart
 
 IMAGE = (64, 96)
@@ -206,3 +207,13 @@ def test_targets_are_not_changed_by_training(small_detector, make_target, train_
     train_step(small_detector("mask_rcnn"), images_for([target]), [target])
     assert set(target) == set(before)
     assert all(torch.equal(target[key], value) for key, value in before.items())
+
+
+def test_regions_are_compared_with_a_few_at_a_time(monkeypatch):
+    corners = torch.rand(60, 2) * 50
+    boxes = torch.cat([corners, corners + 1 + torch.rand(60, 2) * 50], dim=1)
+    target = {"crowd_boxes": boxes[:7] + 5}
+    whole = in_crowd(boxes, target)
+    assert 0 < int(whole.sum()) < 60
+    monkeypatch.setattr(crowd, "AT_ONCE", 2)
+    assert torch.equal(in_crowd(boxes, target), whole)

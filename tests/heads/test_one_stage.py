@@ -6,7 +6,7 @@ from torch.testing import assert_close
 from torchvision.models import detection
 
 from backbones import build_fpn_backbone
-from heads import build_detector
+from heads import batched_boxes, build_detector
 
 EVERYWHERE = [[-500.0, -500.0, 1000.0, 1000.0]]
 P3_TO_P7 = {"out_features": ["c3", "c4", "c5"], "extra_level": "p6p7"}
@@ -73,6 +73,17 @@ def test_background_within_a_crowd_is_not_trained(head, make_target):
 @pytest.mark.parametrize("rows", [{"boxes": [[8, 8, 60, 50]]}, {"boxes": []}, {"boxes": [], "crowd": EVERYWHERE}])
 def test_every_parameter_gets_a_gradient_whatever_the_batch_holds(head, rows, make_target, train_step):
     train_step(small(head), [torch.rand(3, 64, 96)], [make_target(**rows)])
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_objects_that_are_matched_a_few_at_a_time_give_the_same_losses(head, make_target, monkeypatch):
+    corners = torch.rand(40, 2) * 90
+    boxes = torch.cat([corners, corners + 4 + torch.rand(40, 2) * 30], dim=1)
+    target = make_target([*boxes.tolist(), *boxes[:5].tolist()])  # some stand twice: ties
+    model, images = small(head).train(), [torch.rand(3, 128, 128)]
+    whole = model(images, [target])
+    monkeypatch.setattr(batched_boxes, "MATCH_BUDGET", {"cpu": 1})
+    assert {name: float(loss) for name, loss in model(images, [target]).items()} == {k: float(v) for k, v in whole.items()}
 
 
 def test_retinanet_has_torchvision_anchors():
