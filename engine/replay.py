@@ -18,6 +18,7 @@ from engine.amp import autocast
 from engine.checkpoint import load_checkpoint
 from engine.compilation import as_written
 from engine.job import Job, job_of
+from engine.seeding import seed_everything
 from heads.cropped_masks import CroppedMasks
 
 Part = tuple[list[Tensor], list[dict[str, Any]]]  # images and targets of one forward pass
@@ -58,7 +59,7 @@ def total_loss(losses: dict[str, Tensor], *, parts: int) -> Tensor:
 def watched_step(job: Job[Any], model: nn.Module, parts: Sequence[Part], circumstances: Circumstances) -> Trace:
     """Run a step's passes on a model in training mode; its gradients and buffers change, its weights do not."""
     device = next(model.parameters()).device
-    torch.manual_seed(circumstances.seed)
+    seed_everything(circumstances.seed)
     model.zero_grad(set_to_none=True)
     found: dict[str, str] = {}
     terms: list[Losses] = []

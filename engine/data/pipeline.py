@@ -18,7 +18,7 @@ from albumentations.augmentations.crops.transforms import CropSizeError
 from backbones.errors import UserError
 from engine.data.instances import Instances, Sample, box_areas, has_sides, mask_areas, refreshed
 from engine.data.mask_crops import MaskCrops
-from engine.data.mixing import OtherSamples, SampleStep
+from engine.data.mixing import OtherSamples, PartnerError, SampleStep
 from engine.data.plain import PlainTransforms
 from engine.data.resize import ResizeShorterSide
 
@@ -120,11 +120,15 @@ class Augmentation:
             if stage.partners:
                 assert others is not None, "a step that mixes samples needs a data set"
                 for number, index in enumerate(generator.integers(len(others), size=stage.partners).tolist()):
-                    raw, partner_seed = others.raw_sample(index), _derived(own_seed, number)
                     try:
+                        raw = others.raw_sample(index)
+                    except UserError as error:
+                        raise PartnerError(str(error)) from error  # it names the file
+                    try:
+                        partner_seed = _derived(own_seed, number)
                         partners.append(self._through(raw, place, seed=partner_seed, others=None, mixed=False))
                     except UserError as error:
-                        raise UserError(f"with {others.name_of(index)}, which is mixed in: {error}") from error
+                        raise PartnerError(f"with {others.name_of(index)}, which is mixed in: {error}") from error
             sample = stage(sample, partners, generator)
         return sample
 

@@ -152,7 +152,7 @@ def test_a_process_that_sleeps_before_the_evaluation_is_waited_for(on_processes,
 # ---- A broken image ----
 
 
-@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("workers", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_one_process_of_two_meets_a_broken_image_and_finishes(on_processes, make_config, tmp_path, workers):
     data = write_coco(tmp_path / "data", 8, sizes=((64, 64),))
     path = Path(data["images"], "003.png")

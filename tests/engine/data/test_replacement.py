@@ -11,10 +11,14 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from backbones.errors import UserError
+from engine.build import build_training_sampler
 from engine.data.loader import BatchLoader
 from engine.data.mixing import PartnerError
 from engine.data.replacement import TRIES, Replaced, Replacing
 from engine.data.sampler import GlobalBatchSampler, ShardSampler
+from engine.detection.build import build_training_set
+from engine.distributed import World
+from tests.engine.conftest import write_coco
 
 CPU = torch.device("cpu")
 
@@ -114,6 +118,28 @@ def test_a_broken_partner_is_what_is_named():
     numbers = Numbers(20, {9}, partners={1: 9, 2: 9})
     dataset = replacing(numbers)
     assert [dataset[0, index][1] for index in (1, 2)] == [["with 9 is broken"]] * 2
+
+
+def test_a_broken_image_that_a_mosaic_wants_is_named_once(make_config, tmp_path):
+    """Every sample that it is mixed into is replaced, or its partners would be others on another number of processes."""
+    data = write_coco(tmp_path / "data", 12, sizes=((64, 64),))
+    path = Path(data["images"], "003.png")
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    config = make_config("data.augmentations=[{name: mosaic, size: 64, p: 0.7}]", data=data)
+    dataset = build_training_set(config)
+    sampler = build_training_sampler(config, dataset, World(0, 1, CPU))
+
+    def batches(workers: int) -> tuple[list[Tensor], Replaced]:
+        loader = BatchLoader(dataset, sampler, num_workers=workers, device=CPU, replace=True)
+        return [image for images, _ in loader for image in images], loader.take_replaced()
+
+    images, replaced = batches(0)
+    assert replaced.samples > 1, "it was wanted by others, too"
+    assert len(replaced.reasons) == 1
+    assert replaced.reasons[0].startswith(f"The image {path} cannot be read")
+    again, replaced_again = batches(1)
+    assert replaced_again == replaced
+    assert all(torch.equal(one, other) for one, other in zip(images, again, strict=True))
 
 
 def test_the_loader_trains_on_the_same_with_workers_and_processes_and_after_a_resume():
