@@ -186,6 +186,40 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
     return train_once(tmp_path_factory)
 
 
+# ---- A run to stop and resume ----
+
+# All that has a state: batch statistics, momentum, an average, random augmentations. Three epochs of three steps.
+STATEFUL = (
+    *MASKS,
+    "model.backbone.norm=bn",
+    "data.augmentations=[{name: horizontal_flip}, {name: color_jitter}]",
+    "data.min_size=[48, 64]",
+    "train.epochs=3",
+    "train.ema={decay: 0.9}",
+    "schedule.name=cosine",
+)
+
+
+@pytest.fixture(scope="session")
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
+    """A finished run of `STATEFUL`: `data`, `folder`."""
+    folder = tmp_path_factory.mktemp("uninterrupted")
+    data = write_coco(folder / "data")
+    config = toy_config(*STATEFUL, data=data, output_dir=folder / "run")
+    train(config)
+    return SimpleNamespace(data=data, folder=folder / "run")
+
+
+@pytest.fixture
+def stateful(uninterrupted: SimpleNamespace, tmp_path: Path) -> Callable[..., DetectionConfig]:
+    """A function from overrides to the config of that run; it runs in `tmp_path / run`."""
+
+    def make(*overrides: str) -> DetectionConfig:
+        return toy_config(*STATEFUL, *overrides, data=uninterrupted.data, output_dir=tmp_path / "run")
+
+    return make
+
+
 # ---- A job that is not ours ----
 
 TOY_JOB: dict[str, Any] = {

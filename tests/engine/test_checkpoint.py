@@ -163,6 +163,41 @@ def test_a_checkpoint_of_another_version_is_refused(saved):
     refuse(saved, "format 99; this version reads 1")
 
 
+def test_a_flipped_bit_anywhere_is_found_or_is_of_no_account(config, tmp_path):
+    """PyTorch itself loads weights with flipped bits without a word."""
+    path = tmp_path / "small.pt"
+    tensors = {"w": torch.arange(300.0), "b": torch.ones(7, dtype=torch.int64)}
+    save_checkpoint(path, model=tensors, config=config, categories=CATEGORIES, training={"step": 3})
+    whole = path.read_bytes()
+    found = 0
+    offsets = range(0, len(whole), 7)
+    for offset in offsets:
+        flipped = bytearray(whole)
+        flipped[offset] ^= 1 << offset % 8
+        path.write_bytes(flipped)
+        try:
+            loaded = load_checkpoint(path)
+        except UserError:
+            found += 1
+            continue
+        assert_equal(loaded.model, tensors)  # it was in what is between the records, or says when they were made
+        assert loaded.training == {"step": 3}
+        assert loaded.load_config() == config
+    assert found > 0.4 * len(offsets)
+    path.write_bytes(whole)
+    assert_equal(load_checkpoint(path).model, tensors)
+
+
+def test_a_flipped_bit_of_a_weight_is_found(saved, model):
+    content = bytearray(saved.read_bytes())
+    place = content.find(model.state_dict()["backbone.body.conv1.weight"].numpy().tobytes())
+    assert place > 0
+    content[place + 1000] ^= 4
+    saved.write_bytes(content)
+    torch.load(saved, weights_only=True)
+    refuse(saved, r"is damaged: what is in it is not what was written \(.*/data/\d+\)")
+
+
 def test_code_in_a_file_is_refused_and_not_run(tmp_path):
     trace, path = tmp_path / "was run", tmp_path / "evil.pt"
     torch.save({"format": 1, "model": {}, "config": {}, "categories": Intruder(trace)}, path)

@@ -21,40 +21,13 @@ from engine.detection.config import DetectionConfig
 from engine.detection.evaluate import DetectionEvaluation
 from engine.tracking import JsonlTracker
 from engine.train import train
-from tests.engine.conftest import MASKS, toy_config, write_coco
+from tests.engine.conftest import toy_config, write_coco
 
-# All that has a state: batch statistics, momentum, an average, random augmentations. Three epochs of three steps.
-STATEFUL = (
-    *MASKS,
-    "model.backbone.norm=bn",
-    "data.augmentations=[{name: horizontal_flip}, {name: color_jitter}]",
-    "data.min_size=[48, 64]",
-    "train.epochs=3",
-    "train.ema={decay: 0.9}",
-    "schedule.name=cosine",
-)
 SHORT = ("train.batch_size=7",)  # one step an epoch
 
 
 class Killed(BaseException):
     pass
-
-
-@pytest.fixture(scope="module")
-def uninterrupted(tmp_path_factory) -> SimpleNamespace:
-    folder = tmp_path_factory.mktemp("uninterrupted")
-    data = write_coco(folder / "data")
-    config = toy_config(*STATEFUL, data=data, output_dir=folder / "run")
-    train(config)
-    return SimpleNamespace(data=data, folder=folder / "run")
-
-
-@pytest.fixture
-def stateful(uninterrupted, tmp_path):
-    def make(*overrides: str) -> DetectionConfig:
-        return toy_config(*STATEFUL, *overrides, data=uninterrupted.data, output_dir=tmp_path / "run")
-
-    return make
 
 
 def differences(first: Any, second: Any, path: str = "") -> list[str]:

@@ -1,10 +1,13 @@
 """Where a run's numbers go."""
 
+import errno
 import json
+import os
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from engine.files import WriteErrors
 from engine.tracking import JsonlTracker, TensorBoardTracker
 
 VALUES = {"loss": 1.5, "epoch": 2, "image_ids": [3, 4], "bbox": {"AP": 0.25, "per_class": {"cat": 0.5}}}
@@ -53,3 +56,71 @@ def test_tensorboard_forgets_what_a_resumed_run_does_again(tmp_path):
         tracker.close()
     events = EventAccumulator(str(tmp_path)).Reload()
     assert [(event.step, event.value) for event in events.Scalars("train/loss")] == [(1, 0), (2, 0), (3, 2)]
+
+
+def test_a_run_that_evaluates_again_takes_out_the_line_of_the_evaluation_alone(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    tracker = JsonlTracker(path)
+    tracker.log("train", 1, VALUES)
+    tracker.log("train", 2, VALUES)
+    tracker.log("eval", 2, VALUES)
+    tracker.close()
+    tracker = JsonlTracker(path, start_step=2)
+    assert [record["kind"] for record in tracker.last_records] == ["train", "eval"]
+    tracker.close()
+    tracker = JsonlTracker(path, start_step=2, evaluates_again=True)
+    assert [(record["kind"], record["step"]) for record in tracker.last_records] == [("train", 2)]
+    tracker.close()
+    assert [json.loads(line)["kind"] for line in path.read_text().splitlines()] == ["train", "train"]
+
+
+def test_tensorboard_has_the_step_once_whose_evaluation_is_done_again(tmp_path):
+    tracker = TensorBoardTracker(tmp_path)
+    for step in (1, 2):
+        tracker.log("train", step, {"loss": float(step)})
+    tracker.log("eval", 2, {"AP": 0.5})
+    tracker.close()
+    again = [{"kind": "train", "step": 2, "time": 5.0, "loss": 2.0}]
+    tracker = TensorBoardTracker(tmp_path, start_step=2, again=again)
+    tracker.log("eval", 2, {"AP": 0.25})
+    tracker.close()
+    events = EventAccumulator(str(tmp_path)).Reload()
+    assert [(event.step, event.value) for event in events.Scalars("train/loss")] == [(1, 1), (2, 2)]
+    assert [(event.step, event.value) for event in events.Scalars("eval/AP")] == [(2, 0.25)]
+
+
+def test_what_is_logged_is_in_the_file_when_the_process_is_killed(tmp_path):
+    tracker = TensorBoardTracker(tmp_path)
+    tracker.log("train", 1, {"loss": 1.5})
+    events = EventAccumulator(str(tmp_path)).Reload()  # nothing was flushed or closed
+    assert [event.value for event in events.Scalars("train/loss")] == [1.5]
+    tracker.close()
+
+
+@pytest.mark.parametrize("room", [0, 1, 40])
+def test_what_a_full_disk_does_not_take_is_written_when_it_does(tmp_path, monkeypatch, room):
+    lines, left, write = [], [room], os.write
+
+    def write_while_there_is_room(handle: int, data: bytes) -> int:
+        if left[0] <= 0:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        written = write(handle, data[: left[0]])
+        left[0] -= written
+        return written
+
+    errors = WriteErrors(lines.append)
+    trackers = [JsonlTracker(tmp_path / "metrics.jsonl", errors=errors), TensorBoardTracker(tmp_path / "tb", errors=errors)]
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "write", write_while_there_is_room)
+        for step in (1, 2):
+            for tracker in trackers:
+                tracker.log("train", step, VALUES)
+    assert errors.count >= 4
+    assert [line.split(" could not")[0] for line in lines] == ["warning 1: metrics.jsonl", "warning 2: tb/"]
+    for tracker in trackers:
+        tracker.flush()
+        tracker.close()
+    assert errors.unwritten == {}
+    assert [json.loads(line)["step"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()] == [1, 2]
+    events = EventAccumulator(str(tmp_path / "tb")).Reload()
+    assert [(event.step, event.value) for event in events.Scalars("train/loss")] == [(1, 1.5), (2, 1.5)]
