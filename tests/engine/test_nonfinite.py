@@ -18,6 +18,7 @@ from engine.checkpoint import load_checkpoint
 from engine.cli import run_tool
 from engine.config import RunConfig
 from engine.config_file import apply_overrides
+from engine.data.dataset import CocoDataset
 from engine.detection.job import DetectionJob
 from engine.replay import load_parts, replay, save_parts
 from engine.train import Run, train
@@ -170,6 +171,25 @@ def test_a_gradient_that_alone_is_not_finite_is_found(poisoned, make_config, dat
     capsys.readouterr()
     assert replay(report_of(tmp_path / "run"), device="cpu")
     assert "parameters whose gradient is not finite" in capsys.readouterr().out
+
+
+def test_a_box_that_is_not_a_number_is_found_and_drawn_around(make_config, data, tmp_path, monkeypatch):
+    """As a data set of one's own may let it through."""
+    whole = CocoDataset.__getitem__
+
+    def without_number(self: CocoDataset, key: Any) -> Any:
+        image, target = whole(self, key)
+        if self.name_of(key[1]) == "003.png":
+            target["boxes"][0, 2] = math.nan
+        return image, target
+
+    monkeypatch.setattr(CocoDataset, "__getitem__", without_number)
+    with pytest.raises(UserError, match="not finite at step 1 "):
+        train(make_config("train.batch_size=8", data=data))
+    report = content_of(report_of(tmp_path / "run"))
+    assert report["alone"] == [image["id"] for image in report["images"] if image["file"] == "003.png"]
+    assert report["notes"] == []
+    assert replay(report_of(tmp_path / "run"), device="cpu")
 
 
 def test_the_module_that_gave_it_is_named(make_config, data, tmp_path, monkeypatch, capsys):
