@@ -92,7 +92,7 @@ class Host:
         self.agent: subprocess.Popen[bytes] | None = None
 
     def start(self, output_dir: Path) -> None:
-        """Start torchrun with the training tool; `--resume` goes on from what is there, if anything is."""
+        """Start torchrun with the training tool, by the same command each time: a run finds out by itself that it goes on."""
         elastic = ["--nnodes=2", "--nproc-per-node=1", "--max-restarts=3", "--monitor-interval=0.5"]
         meeting = ["--rdzv-backend=c10d", f"--rdzv-endpoint={self.endpoint}", "--rdzv-id=two_hosts"]
         tool = [
@@ -102,7 +102,7 @@ class Host:
             f"output_dir={output_dir}",
         ]
         self.agent = subprocess.Popen(
-            [*self.prefix, sys.executable, "-m", "torch.distributed.run", *elastic, *meeting, *tool, "--resume"],
+            [*self.prefix, sys.executable, "-m", "torch.distributed.run", *elastic, *meeting, *tool],
             # Without the second, a host that is started anew waits for an address that no one writes again.
             env=os.environ | {"OMP_NUM_THREADS": "1", "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"},
             stdout=self.log.open("ab"),
