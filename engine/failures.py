@@ -6,6 +6,7 @@ import socket
 import sys
 import threading
 import time
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import torch.distributed as dist
@@ -63,6 +64,8 @@ class Failures:
         assert store is not None
         if _is_of_another(error):
             first = self._wait_for_first(seconds=5)
+            if self.world.is_main and first is not None:
+                self._wait_for_others(seconds=3)
             if first is not None:
                 raise Ended(self._describe(first)) from None
             line = (str(error).strip() or type(error).__name__).splitlines()[0]
@@ -73,16 +76,13 @@ class Failures:
         note = json.dumps({"rank": str(rank), "host": socket.gethostname(), "text": text})
         try:
             is_first = store.compare_set(_NOTE, "", note).decode() == note
-        except RuntimeError:
-            return  # the store has gone with its process: what is known here is all there is
-        if not is_first:
-            first = self._wait_for_first(seconds=5)
-            if first is not None and first["text"] == text:
-                raise Ended(text, is_said=True) from None
-            return
-        began = time.monotonic()
-        while time.monotonic() - began < 3 and store.add(_HEARD, 0) < self.world.size:
-            time.sleep(0.05)
+        except RuntimeError:  # the store has gone with its process: what was heard before is all there is
+            is_first = False
+        first = None if is_first else self._wait_for_first(seconds=5)
+        if is_first or self.world.is_main:  # the main process may hold the store
+            self._wait_for_others(seconds=3)
+        if first is not None and first["text"] == text:
+            raise Ended(text, is_said=True) from None
 
     def close(self) -> None:
         """Listen no longer."""
@@ -91,6 +91,14 @@ class Failures:
     def _wait_for_first(self, *, seconds: float) -> dict[str, str] | None:
         self._heard.wait(seconds)
         return self._first
+
+    def _wait_for_others(self, *, seconds: float) -> None:
+        """Wait until all processes have heard."""
+        store, began = self.world.store, time.monotonic()
+        assert store is not None
+        with suppress(RuntimeError):
+            while store.add(_HEARD, 0) < self.world.size and time.monotonic() - began < seconds:
+                time.sleep(0.05)
 
     def _listen(self) -> None:
         store = self.world.store

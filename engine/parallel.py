@@ -1,5 +1,6 @@
 """A model trained on several processes: their gradients become one, and nothing else of a step waits for another process."""
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -18,6 +19,11 @@ COMPRESSIONS: dict[str, Callable[..., Any]] = {
     "bf16": default_hooks.bf16_compress_hook,
     "fp16": default_hooks.fp16_compress_hook,
 }
+
+# What says whether buffers are sent before each step: PyTorch 2.15 renamed it, and warns of the old name.
+_BUFFERS = "forward_sync_buffers"
+if _BUFFERS not in inspect.signature(DistributedDataParallel).parameters:
+    _BUFFERS = "broadcast_buffers"
 
 # Their buffers are constants, or statistics that a training step writes and does not read.
 NORMS = (nn.modules.batchnorm._BatchNorm, FrozenBatchNorm2d)
@@ -50,11 +56,12 @@ def parallelize(model: nn.Module, config: DistributedConfig, world: World, *, so
     """
     if world.size == 1:
         return model
+    sends_buffers: dict[str, Any] = {_BUFFERS: buffers_count_in_training(model)}
     parallel = DistributedDataParallel(
         model,
         device_ids=[world.device.index] if world.device.type == "cuda" else None,
         gradient_as_bucket_view=True,
-        broadcast_buffers=buffers_count_in_training(model),
+        **sends_buffers,
         bucket_cap_mb=config.bucket_mb,
         static_graph=config.static_graph,
         find_unused_parameters=some_are_unused,
