@@ -2,7 +2,7 @@
 
 python benchmarks/kills.py -o benchmarks/results/kills.json
 
-A small detector learns the embedded shapes. Kills come at moments drawn from a seed, uniform over the time a start trains;
+A small detector learns the embedded shapes. Kills come at moments drawn from a seed, uniform over a quarter of the run;
 every third as a checkpoint is being written. Of two processes under torchrun now all are killed, torchrun included, now one.
 Then a run is told to stop (SIGTERM) again and again. Minutes for each number of processes.
 """
@@ -66,7 +66,7 @@ class Start:
                 stdout=output,
                 stderr=output,
                 start_new_session=True,
-                env=os.environ | {"OMP_NUM_THREADS": "1"},
+                env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
             )
         config = folder / "config.yaml"  # written as the training begins
         while not (config.exists() and config.stat().st_mtime >= began - 0.01) and self.process.poll() is None:
@@ -133,7 +133,7 @@ def run_killed(
             start = Start(own, processes, overrides)
             at_save = len(done) % 3 == 2
             one = processes > 1 and len(done) % 2 == 1
-            if len(done) < kills and start.wait(rng.uniform(0, seconds / 2)) is None:
+            if len(done) < kills and start.wait(rng.uniform(0, seconds / 4)) is None:
                 if at_save:
                     start.wait_for_save()
                 after = time.monotonic() - start.began

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 import engine.detection.job
+import engine.run_folder
 import engine.train
 from backbones.errors import UserError
 from engine.checkpoint import load_checkpoint
@@ -121,6 +122,33 @@ def test_stopped_within_an_epoch_and_resumed_it_ends_the_same(stateful, uninterr
     stopped_run(config, step=5)
     assert load_checkpoint(tmp_path / "run" / "last.pt").training["step"] == 4
     train(config, resume="")
+    assert_same_end(tmp_path / "run", uninterrupted.folder)
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_stopped_while_it_evaluated_and_resumed_it_evaluates_first_and_ends_the_same(
+    stateful, uninterrupted, tmp_path, monkeypatch, when
+):
+    """Before its numbers are written, or after that, and before it is saved that it was done."""
+    with monkeypatch.context() as patch:
+        if when == "before":
+            patch.setattr(DetectionEvaluation, "score", lambda *_: (_ for _ in ()).throw(Killed))
+            with pytest.raises(Killed):
+                train(stateful())
+        else:
+            save = engine.run_folder.RunFolder.save
+
+            def save_or_stop(folder, *names):
+                if "best.pt" in names:
+                    raise Killed
+                save(folder, *names)
+
+            patch.setattr(engine.run_folder.RunFolder, "save", save_or_stop)
+            with pytest.raises(Killed):
+                train(stateful())
+    training = load_checkpoint(tmp_path / "run" / "last.pt").training
+    assert (training["step"], training["evaluation_due"]) == (3, True)
+    train(stateful(), resume="")
     assert_same_end(tmp_path / "run", uninterrupted.folder)
 
 
@@ -251,6 +279,104 @@ def test_going_on_from_another_run_does_not_write_over_the_one_that_is_there(mak
     with pytest.raises(UserError, match="holds a run already"):
         train(make_config(*SHORT, "train.epochs=2", name="second"), resume=str(tmp_path / "first" / "last.pt"))
     assert contents(tmp_path / "second") == before
+
+
+def test_an_epochs_checkpoint_is_kept_and_can_be_gone_on_from(stateful, uninterrupted, tmp_path):
+    train(stateful("train.keep_every_epochs=2"))
+    assert sorted(path.name for path in (tmp_path / "run").glob("*.pt")) == [
+        "best.pt", "epoch_0002.pt", "last.pt", "last.previous.pt",
+    ]  # fmt: skip
+    kept = load_checkpoint(tmp_path / "run" / "epoch_0002.pt")
+    assert (kept.training["step"], kept.training["evaluation_due"]) == (6, False)
+    train(stateful(f"output_dir={tmp_path / 'other'}"), resume=str(kept.path))
+    one, two = (load_checkpoint(folder / "last.pt") for folder in (tmp_path / "other", uninterrupted.folder))
+    assert differences(one.model, two.model) == []
+    assert differences(one.training, two.training) == []
+
+
+def damage(path: Path, how: str) -> None:
+    content = path.read_bytes()
+    half = len(content) // 2
+    if how == "missing":
+        path.unlink()
+    else:
+        flipped = content[:half] + bytes([content[half] ^ 1]) + content[half + 1 :]
+        path.write_bytes({"empty": b"", "truncated": content[:half], "flipped": flipped, "foreign": b"text"}[how])
+
+
+@pytest.mark.parametrize("how", ["missing", "empty", "truncated", "flipped", "foreign"])
+def test_the_newest_good_checkpoint_is_taken_and_what_is_skipped_is_said(stateful, uninterrupted, tmp_path, capsys, how):
+    stopped_run(stateful("train.checkpoint_steps=1"), step=6)
+    (tmp_path / "run" / "last.pt.part").write_bytes(b"half of it")
+    assert load_checkpoint(tmp_path / "run" / "last.previous.pt").training["step"] == 4
+    damage(tmp_path / "run" / "last.pt", how)
+    capsys.readouterr()
+    train(stateful(), resume="")
+    out = capsys.readouterr().out
+    assert f"skipped: {tmp_path / 'run' / 'last.pt'}" in out
+    assert f"resumed from {tmp_path / 'run' / 'last.previous.pt'}" in out
+    assert "resumed at step 4 of 9" in out
+    assert_same_end(tmp_path / "run", uninterrupted.folder)
+    assert not list((tmp_path / "run").glob("*.part"))
+
+
+def test_where_no_checkpoint_is_good_each_is_named_with_its_fault(stateful, tmp_path):
+    stopped_run(stateful("train.keep_every_epochs=1"), epoch=1)
+    names = ("last.pt", "last.previous.pt", "epoch_0001.pt")
+    for name, how in zip(names, ("truncated", "empty", "flipped"), strict=True):
+        damage(tmp_path / "run" / name, how)
+    with pytest.raises(UserError, match=r"No checkpoint in .*run can be resumed from:") as caught:
+        train(stateful(), resume="")
+    assert [sum(name in line for line in str(caught.value).splitlines()) for name in names] == [1, 1, 1]
+
+
+def test_a_run_of_which_only_the_checkpoint_before_is_left_is_not_written_over(stateful, tmp_path):
+    stopped_run(stateful("train.checkpoint_steps=1"), step=3)
+    (tmp_path / "run" / "last.pt").unlink()
+    with pytest.raises(UserError, match="holds a run already"):
+        train(stateful())
+
+
+@pytest.mark.parametrize(("name", "who"), [("TORCHELASTIC_RESTART_COUNT", "torchrun"), ("SLURM_RESTART_COUNT", "SLURM")])
+def test_a_run_that_a_scheduler_starts_again_goes_on_by_itself(
+    stateful, uninterrupted, tmp_path, monkeypatch, capsys, name, who
+):
+    monkeypatch.setenv(name, "0")
+    stopped_run(stateful("train.checkpoint_steps=2"), step=5)
+    monkeypatch.setenv(name, "1")
+    train(stateful())
+    out = capsys.readouterr().out
+    assert f"started again by {who} (restart 1): going on from where it was" in out
+    assert "resumed at step 4 of 9" in out
+    assert_same_end(tmp_path / "run", uninterrupted.folder)
+
+
+def test_what_may_change_but_changes_the_last_digits_is_said(make_config, tmp_path, capsys):
+    train(make_config("train.batch_size=6"))
+    content = torch.load(tmp_path / "run" / "last.pt", weights_only=True)
+    content["training"]["processes"] = 2
+    torch.save(content, tmp_path / "run" / "last.pt")
+    capsys.readouterr()
+    train(make_config("train.batch_size=6", "train.epochs=2", "train.accumulate=2"), resume="")
+    out = capsys.readouterr().out
+    assert "resumed on 1 process, was 2: the same batches\n" in out
+    assert "train.accumulate is 2, was 1\n" in out
+    assert "the weights will differ a little" in out
+
+
+def test_a_checkpoint_from_before_a_key_was_added_is_gone_on_from_where_the_key_has_its_default(make_config, tmp_path):
+    train(make_config(*SHORT))
+    path = tmp_path / "run" / "last.pt"
+    content = torch.load(path, weights_only=True)
+    for section, key in (("train", "clip_grad_norm"), ("train", "keep_every_epochs"), ("data", "augmentations")):
+        del content["config"][section][key]
+    for key in ("evaluation_due", "processes", "skipped"):
+        del content["training"][key]
+    torch.save(content, path)
+    with pytest.raises(UserError, match=r"train\.clip_grad_norm=None, the config now says 3\.0"):
+        train(make_config(*SHORT, "train.epochs=2", "train.clip_grad_norm=3.0"), resume="")
+    train(make_config(*SHORT, "train.epochs=2"), resume="")
+    assert load_checkpoint(path).training["step"] == 2
 
 
 # ---- What it refuses ----
