@@ -8,7 +8,7 @@ from torchvision.ops import batched_nms, nms
 
 from heads.batched_boxes import box_areas, match, pad_rows, sample, spread
 from heads.box_coding import BoxCoder
-from heads.class_masks import class_masks
+from heads.class_masks import detection_masks
 from heads.crowd import in_crowd
 from heads.mask_loss import mask_loss
 from heads.rcnn_parts import RoIHeads
@@ -64,8 +64,7 @@ class BatchedRoIHeads(RoIHeads):
         boxes, scores, labels = self.postprocess_detections(logits, offsets, proposals, image_shapes)
         results = [{"boxes": b, "labels": k, "scores": s} for b, k, s in zip(boxes, labels, scores, strict=True)]
         if self.has_mask():
-            mask_features = self.mask_head(self.mask_roi_pool(features, boxes, image_shapes))
-            for result, masks in zip(results, class_masks(self.mask_predictor, mask_features, labels), strict=True):
+            for result, masks in zip(results, detection_masks(self, features, boxes, labels, image_shapes), strict=True):
                 result["masks"] = masks
         if self.has_keypoint():
             pooled = self.keypoint_roi_pool(features, boxes, image_shapes)

@@ -16,7 +16,7 @@ from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
 from torchvision.ops import boxes as box_ops
 
 from backbones import Backbone, UserError
-from heads.class_masks import class_masks
+from heads.class_masks import detection_masks
 from heads.crowd import in_crowd
 from heads.faster_rcnn import faster_rcnn
 from heads.mask_loss import mask_loss
@@ -199,8 +199,7 @@ class CascadeRoIHeads(RoIHeads):
         results = [self._best(image_boxes, image_scores) for image_boxes, image_scores in zip(boxes, scores, strict=True)]
         if self.has_mask():
             boxes = [result["boxes"] for result in results]
-            mask_features = self.mask_head(self.mask_roi_pool(features, boxes, image_shapes))
-            masks = class_masks(self.mask_predictor, mask_features, [result["labels"] for result in results])
+            masks = detection_masks(self, features, boxes, [result["labels"] for result in results], image_shapes)
             results = [result | {"masks": image_masks} for result, image_masks in zip(results, masks, strict=True)]
         return results
 

@@ -8,6 +8,31 @@ from torch import Tensor, nn
 from torchvision.models.detection.mask_rcnn import MaskRCNNPredictor
 from torchvision.models.detection.roi_heads import maskrcnn_inference
 
+AT_ONCE = 256  # detections whose maps are held at once: the last are 0.8 MB each
+
+
+def detection_masks(
+    roi_heads: Any,
+    features: dict[str, Tensor],
+    boxes: Sequence[Tensor],
+    labels: Sequence[Tensor],
+    image_shapes: Sequence[tuple[int, int]],
+) -> list[Tensor]:
+    """The masks (R_i, 1, M, M) of each image's detections (R_i, 4), probabilities; computed for a few of them at a time.
+
+    Args:
+        roi_heads: what has `mask_roi_pool`, `mask_head` and `mask_predictor`.
+    """
+    most, step = max(len(image_boxes) for image_boxes in boxes), max(1, AT_ONCE // len(boxes))
+    parts: list[list[Tensor]] = [[] for _ in boxes]
+    for start in range(0, max(1, most), step):
+        some = [image_boxes[start : start + step] for image_boxes in boxes]
+        maps = roi_heads.mask_head(roi_heads.mask_roi_pool(features, some, image_shapes))
+        own = [image_labels[start : start + step] for image_labels in labels]
+        for part, masks in zip(parts, class_masks(roi_heads.mask_predictor, maps, own), strict=True):
+            part.append(masks)
+    return [torch.cat(part) for part in parts]
+
 
 def class_masks(predictor: nn.Module, features: Tensor, labels: Sequence[Tensor]) -> list[Tensor]:
     """Features (R, C, h, w) of all images' detections and labels (R_i,) of each -> probabilities (R_i, 1, H, W) of each.
