@@ -284,7 +284,7 @@ def test_going_on_from_another_run_does_not_write_over_the_one_that_is_there(mak
 def test_an_epochs_checkpoint_is_kept_and_can_be_gone_on_from(stateful, uninterrupted, tmp_path):
     train(stateful("train.keep_every_epochs=2"))
     assert sorted(path.name for path in (tmp_path / "run").glob("*.pt")) == [
-        "best.pt", "epoch_0002.pt", "last.pt", "last.previous.pt",
+        "best.pt", "epoch_0002.pt", "last.previous.pt", "last.pt",
     ]  # fmt: skip
     kept = load_checkpoint(tmp_path / "run" / "epoch_0002.pt")
     assert (kept.training["step"], kept.training["evaluation_due"]) == (6, False)
@@ -368,7 +368,7 @@ def test_a_checkpoint_from_before_a_key_was_added_is_gone_on_from_where_the_key_
     train(make_config(*SHORT))
     path = tmp_path / "run" / "last.pt"
     content = torch.load(path, weights_only=True)
-    for section, key in (("train", "clip_grad_norm"), ("train", "keep_every_epochs"), ("data", "augmentations")):
+    for section, key in (("train", "clip_grad_norm"), ("train", "keep_every_epochs"), ("train", "channels_last")):
         del content["config"][section][key]
     for key in ("evaluation_due", "processes", "skipped"):
         del content["training"][key]
