@@ -7,14 +7,15 @@ from typing import Any
 import numpy as np
 
 from backbones.errors import UserError
-from engine.data.coco_json import check_entries, clip_boxes, has_extent, object_area, read_carefully
+from engine.data.coco_json import MOST_PIXELS, check_entries, clip_boxes, has_extent, object_area, read_carefully
 from engine.data.coco_text import CocoText, parse
 from engine.data.keypoints import keypoint_names, mirrored
+from engine.data.outside_values import MOST, are_names
 from engine.data.ragged import Ragged
 from engine.data.segmentations import Segmentations
 from engine.data.store import Store, Table, load_table, reopen
 
-VERSION = 1  # of the columns: raise it when other ones are made of the same file, and stores of it are made anew
+VERSION = 2  # of the columns: raise it when other ones are made of the same file, and stores of it are made anew
 STORED_FROM = 4_000_000  # bytes: a smaller file is read as quickly as its store would be, and leaves none beside it
 
 
@@ -80,7 +81,7 @@ class Annotations:
 
     def file_name(self, index: int) -> str:
         """The name of image `index`, as in the file."""
-        return self.file_names[index].tobytes().decode("utf-8", "surrogatepass")
+        return _decoded(self.file_names, index)
 
     def segmentation(self, row: int) -> Any:
         """The segmentation of a row, equal to what is in the file: polygons or RLE; [] where there is none."""
@@ -141,7 +142,11 @@ def _assemble(path: Path, found: CocoText, *, num_dropped: int = 0) -> Annotatio
     labels = _find(rows.category_ids, np.array([category.id for category in categories], np.int64))
     if places is None or labels is None or _are_doubled(rows.ids):
         return None
-    if min(found.heights.min(), found.widths.min()) < 1:
+    if min(found.heights.min(), found.widths.min()) < 1 or not are_names(found.file_names):
+        return None
+    if (found.heights.astype(np.float64) * found.widths).max() > MOST_PIXELS:
+        return None
+    if (np.abs(rows.areas) > MOST).any() or (np.abs(rows.keypoints.values) > MOST).any() or (np.abs(rows.boxes) > MOST).any():
         return None
     heights, widths = found.heights[places], found.widths[places]
     boxes = clip_boxes(rows.boxes, heights, widths)
@@ -231,10 +236,13 @@ def _to_table(annotations: Annotations) -> Table:
 
 def _from_table(path: Path, table: Table) -> Annotations:
     columns, prefix = table.columns, "segmentations."
+    names = Ragged(columns["names"], columns["name_offsets"])
+    if table.store is not None and not are_names([_decoded(names, index) for index in range(len(names))]):
+        raise UserError(f"{table.store.path} was not made here: it names files out of the images folder. Delete it.")
     return Annotations(
         path=path,
         categories=[Category(number, name, tuple(keypoints)) for number, name, keypoints in table.facts["categories"]],
-        file_names=Ragged(columns["names"], columns["name_offsets"]),
+        file_names=names,
         segmentations=Segmentations.from_columns(
             {name.removeprefix(prefix): column for name, column in columns.items() if name.startswith(prefix)}
         ),
@@ -243,6 +251,10 @@ def _from_table(path: Path, table: Table) -> Annotations:
         store=table.store,
         **{name: columns[name] for name in _PLAIN},
     )
+
+
+def _decoded(names: Ragged, index: int) -> str:
+    return names[index].tobytes().decode("utf-8", "surrogatepass")
 
 
 def _reopened(path: Path, store: Store) -> Annotations:

@@ -1,7 +1,5 @@
 """A COCO file read with Python's `json`, entry by entry: slower than `engine.data.coco_text`, and able to say what is wrong."""
 
-import json
-import math
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +9,11 @@ from backbones.errors import UserError
 from engine.data.coco_text import CocoText, Rows
 from engine.data.keypoints import keypoint_names, keypoints_of
 from engine.data.masks import mask_area, to_rle
+from engine.data.outside_values import is_finite, is_text, parse_json, problem_of_name
 from engine.data.ragged import Ragged
 from engine.data.segmentations import segmentations_of
 
+MOST_PIXELS = 2**32 - 1  # of an image: run lengths are 32-bit
 REQUIRED: dict[str, tuple[str, ...]] = {
     "images": ("id", "file_name", "height", "width"),
     "annotations": ("id", "image_id", "category_id", "bbox"),
@@ -35,12 +35,7 @@ def read_coco_json(path: str | Path) -> dict[str, Any]:
 
 
 def _checked_json(path: Path, text: bytes) -> dict[str, Any]:
-    try:
-        content = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path}, line {error.lineno}, column {error.colno}: this is no JSON ({error.msg}).") from None
-    except UnicodeDecodeError:
-        raise UserError(f"{path} is no JSON: it is not text.") from None
+    content = parse_json(text, path)
     if isinstance(content, dict) and {"images", "categories"} <= content.keys():
         content.setdefault("annotations", [])  # a test set whose labels are not published
     for name in REQUIRED:
@@ -55,7 +50,30 @@ def _checked_json(path: Path, text: bytes) -> dict[str, Any]:
         raise UserError(f"{path} lists no images.")
     if not content["categories"]:
         raise UserError(f"{path} lists no categories: there is nothing to detect.")
+    for image in content["images"]:
+        check_image(path, image)
     return content
+
+
+def check_image(path: Path, image: dict[str, Any]) -> None:
+    """Check an image's size, and that its file name is one within the images folder.
+
+    Raises:
+        UserError: they cannot be an image's, or the name leads elsewhere.
+    """
+    if image["height"] < 1 or image["width"] < 1:
+        raise UserError(f"{path}: image {image['id']} is {image['width']} x {image['height']} pixels.")
+    if image["height"] * image["width"] > MOST_PIXELS:
+        raise UserError(
+            f"{path}: image {image['id']} is {image['width']} x {image['height']} pixels, more than {MOST_PIXELS}, which masks "
+            "can count. Put its size right, or cut it into tiles."
+        )
+    problem = problem_of_name(str(image["file_name"]))
+    if problem is not None:
+        raise UserError(
+            f"{path}: image {image['id']} has the file_name {image['file_name']!r:.200}, which {problem}. A name is a path "
+            "below the images folder: put it right, and name a folder that holds all images, or link them into it."
+        )
 
 
 def check_entries(path: Path, name: str, entries: Any) -> None:
@@ -80,6 +98,8 @@ def check_entries(path: Path, name: str, entries: Any) -> None:
                 raise UserError(f"{path}: {name}[{i}] has {field} {entry[field]!r}, which is no whole number.")
             if not -(2**63) <= entry[field] < 2**63:
                 raise UserError(f"{path}: {name}[{i}] has {field} {entry[field]!r:.60}, which is too large.")
+        if name == "categories" and not is_text(str(entry["name"])):
+            raise UserError(f"{path}: {name}[{i}] has name {entry['name']!r:.60}, which is no text that can be written.")
 
 
 def read_carefully(path: Path, text: bytes) -> tuple[CocoText, int]:
@@ -96,9 +116,6 @@ def read_carefully(path: Path, text: bytes) -> tuple[CocoText, int]:
     images, annotations = content["images"], content["annotations"]
     names = {category["id"]: keypoint_names(category, str(path)) for category in content["categories"]}
     sizes = {image["id"]: (image["height"], image["width"]) for image in images}
-    for image in images:
-        if image["height"] < 1 or image["width"] < 1:
-            raise UserError(f"{path}: image {image['id']} is {image['width']} x {image['height']} pixels.")
     boxes = np.zeros((len(annotations), 4), np.float64)
     for number, annotation in enumerate(annotations):
         where = f"{path}: annotation {annotation['id']}"
@@ -147,8 +164,9 @@ def read_carefully(path: Path, text: bytes) -> tuple[CocoText, int]:
 def clip_boxes(boxes: np.ndarray, heights: np.ndarray, widths: np.ndarray) -> np.ndarray:
     """COCO's boxes (N, 4) float64, x, y, width, height, within images of these sizes (N,), as (N, 4) float32 xyxy."""
     left, top, width, height = boxes.T
-    clipped = [np.maximum(left, 0), np.maximum(top, 0), np.minimum(left + width, widths), np.minimum(top + height, heights)]
-    return np.stack(clipped, axis=1).astype(np.float32)
+    low = [np.clip(left, 0, widths), np.clip(top, 0, heights)]
+    high = [np.clip(left + width, 0, widths), np.clip(top + height, 0, heights)]
+    return np.stack([*low, *high], axis=1).astype(np.float32)
 
 
 def has_extent(boxes: np.ndarray) -> np.ndarray:
@@ -163,8 +181,8 @@ def object_area(annotation: dict[str, Any], height: int, width: int, where: str)
         UserError: the area stated is no number, or the mask is malformed; `where` names the annotation.
     """
     if annotation.get("area") is not None:
-        if not isinstance(annotation["area"], int | float) or not math.isfinite(annotation["area"]):
-            raise UserError(f"{where} has area {annotation['area']!r}, which is no number.")
+        if not is_finite(annotation["area"]):
+            raise UserError(f"{where} has area {annotation['area']!r:.60}, which is no number.")
         return float(annotation["area"])
     if annotation.get("segmentation"):
         try:
@@ -195,8 +213,7 @@ def check_box(box: Any, where: str) -> tuple[float, float, float, float]:
     Raises:
         UserError: it is not four finite numbers.
     """
-    numbers = isinstance(box, list) and len(box) == 4 and all(isinstance(v, int | float) for v in box)
-    if not numbers or not all(math.isfinite(v) for v in box):
+    if not isinstance(box, list) or len(box) != 4 or not all(map(is_finite, box)):
         raise UserError(f"{where} has bbox {box!r:.80}: it must be [x, y, width, height] in pixels.")
     return float(box[0]), float(box[1]), float(box[2]), float(box[3])
 

@@ -1,6 +1,5 @@
 """Keypoints in COCO's format: their names, their rows, and which of them change places in a mirror."""
 
-import math
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -8,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from backbones.errors import UserError
+from engine.data.outside_values import is_finite
 
 
 def keypoint_names(category: dict[str, Any], where: str) -> tuple[str, ...]:
@@ -32,7 +32,7 @@ def keypoints_of(annotation: dict[str, Any], names: tuple[str, ...], count: int,
     given = annotation.get("keypoints")
     if not given or not names:
         return points
-    numbers = isinstance(given, list) and all(isinstance(v, int | float) and math.isfinite(v) for v in given)
+    numbers = isinstance(given, list) and all(map(is_finite, given))
     if not numbers or len(given) != 3 * len(names):
         raise UserError(
             f"{where} has keypoints {given!r:.60}: they must be x, y and visibility for each of its category's {len(names)}."

@@ -3,11 +3,12 @@
 hotcoco's mask functions are pycocotools' to the bit, and faster.
 """
 
-import math
 from typing import Any
 
 import numpy as np
 from hotcoco import mask as mask_api
+
+from engine.data.outside_values import is_finite
 
 
 def to_rle(segmentation: Any, height: int, width: int) -> dict[str, Any] | None:
@@ -21,7 +22,7 @@ def to_rle(segmentation: Any, height: int, width: int) -> dict[str, Any] | None:
     """
     if isinstance(segmentation, list):
         for polygon in segmentation:
-            if not isinstance(polygon, list) or len(polygon) % 2 or not all(_is_number(value) for value in polygon):
+            if not isinstance(polygon, list) or len(polygon) % 2 or not all(map(is_finite, polygon)):
                 raise ValueError("a polygon must be a list of numbers x, y, x, y, ...")
         polygons = [polygon for polygon in segmentation if len(polygon) >= 6]
         if not polygons:
@@ -52,11 +53,27 @@ def decode_segmentation(segmentation: Any, height: int, width: int) -> np.ndarra
     rle = to_rle(segmentation, height, width)
     if rle is None:
         return np.zeros((height, width), np.uint8)
-    mask = mask_api.decode(rle)
+    _check_runs(rle, segmentation)
+    return mask_api.decode(rle)
+
+
+def check_segmentation(segmentation: Any, height: int, width: int) -> None:
+    """Check a segmentation as `decode_segmentation` does, in little memory whatever the size that is stated.
+
+    Raises:
+        ValueError: as `decode_segmentation`.
+    """
+    rle = to_rle(segmentation, height, width)
+    if rle is not None:
+        mask_area(rle)  # reads the runs, if they can be read
+        _check_runs(rle, segmentation)
+
+
+def _check_runs(rle: dict[str, Any], segmentation: Any) -> None:
     # A text cut short decodes to a mask that ends early. Encoding gives the runs back whole: theirs must be as many pixels.
+    height, width = rle["size"]
     if isinstance(rle["counts"], bytes) and isinstance(segmentation, dict) and _pixels(rle["counts"]) != height * width:
         raise ValueError(f"the RLE's counts add up to {_pixels(rle['counts'])} pixels, the image has {height * width}")
-    return mask
 
 
 def encode_mask(mask: np.ndarray) -> dict[str, Any]:
@@ -95,10 +112,6 @@ def has_mask(segmentation: Any) -> bool:
     if isinstance(segmentation, list):
         return any(isinstance(polygon, list) and len(polygon) >= 6 for polygon in segmentation)
     return bool(segmentation)
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and math.isfinite(value)
 
 
 def _pixels(counts: bytes) -> int:

@@ -134,7 +134,7 @@ def _read(path: Path, *, version: int, source: Path | None) -> Table | None:
         if any(np.dtype(dtype).hasobject for _, dtype, _, _ in described["columns"]):
             return None  # somebody's forgery: numpy would take the bytes for addresses
         columns = {name: np.ndarray(shape, dtype, mapped, start + at) for name, dtype, shape, at in described["columns"]}
-    except (OSError, ValueError, TypeError, KeyError, struct.error):
+    except (OSError, ValueError, TypeError, KeyError, RecursionError, OverflowError, struct.error):
         return None
     return Table(described["facts"], columns, Store(path, version, described["source_sha256"]))
 

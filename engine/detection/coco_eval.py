@@ -10,9 +10,9 @@ from typing import Any, Literal
 import numpy as np
 
 from backbones.errors import UserError
-from engine.data.coco_json import check_box, check_segmentation, crowd_flag, object_area, read_coco_json
+from engine.data.coco_json import check_box, crowd_flag, object_area, read_coco_json
 from engine.data.keypoints import keypoint_names, keypoints_of
-from engine.data.masks import has_mask
+from engine.data.masks import has_mask, to_rle
 from engine.scores import Score
 
 IouType = Literal["bbox", "segm", "keypoints"]
@@ -113,16 +113,56 @@ def load_ground_truth(path: str | Path) -> dict[str, Any]:
             raise UserError(f"{where} is of category {annotation['category_id']}, which `categories` does not list.")
         height, width = sizes[annotation["image_id"]]
         check_box(annotation["bbox"], where)
-        check_segmentation(annotation.get("segmentation") or [], where)
         annotation["iscrowd"] = crowd_flag(annotation, where)
         annotation["area"] = object_area(annotation, height, width, where)
         points = keypoints_of(annotation, names[annotation["category_id"]], len(names[annotation["category_id"]]), where)
         if len(points):
             annotation["keypoints"] = [float(number) for number in points.ravel()]
             annotation["num_keypoints"] = int((points[:, 2] > 0).sum())
-        if not has_mask(annotation.get("segmentation")):  # pycocotools fails on an empty list
-            annotation["segmentation"] = {"size": [height, width], "counts": [height * width]}
-    return content
+        annotation["segmentation"] = _scored_mask(annotation.get("segmentation") or [], height, width, where)
+    return {name: [_scored_fields(entry, name, str(path)) for entry in content[name]] for name in _SCORED}
+
+
+# What the scorers read of each entry: what else a file has may have any form, and is not shown to them.
+_SCORED = {
+    "images": ("id", "file_name", "height", "width", "neg_category_ids", "not_exhaustive_category_ids"),
+    "annotations": (
+        *("id", "image_id", "category_id", "bbox", "area", "iscrowd", "segmentation", "keypoints", "num_keypoints", "ignore"),
+    ),
+    "categories": ("id", "name", "keypoints", "frequency"),
+}
+
+
+def _scored_fields(entry: dict[str, Any], name: str, path: str) -> dict[str, Any]:
+    found = {field: entry[field] for field in _SCORED[name] if entry.get(field) is not None}
+    for field in ("neg_category_ids", "not_exhaustive_category_ids") if name == "images" else ():
+        ids = found.get(field, [])
+        if not isinstance(ids, list) or not all(type(number) is int and abs(number) < 2**63 for number in ids):
+            raise UserError(f"{path}: image {entry['id']} has {field} {ids!r:.60}, which must be a list of categories' ids.")
+    if name == "categories":
+        found["name"] = str(entry["name"])
+        if found.get("frequency", "f") not in ("r", "c", "f"):
+            raise UserError(f"{path}: category {entry['id']} has frequency {entry['frequency']!r:.60}: it is r, c or f.")
+    if name == "annotations":
+        found["bbox"] = [float(number) for number in entry["bbox"]]
+        if "ignore" in found:
+            found["ignore"] = int(bool(found["ignore"]))
+        if not isinstance(found.get("keypoints", []), list) or "num_keypoints" not in found or not found.get("keypoints"):
+            found.pop("keypoints", None)
+    return found
+
+
+def _scored_mask(segmentation: Any, height: int, width: int, where: str) -> Any:
+    """A segmentation as both scorers take it."""
+    try:
+        to_rle(segmentation, height, width)
+    except ValueError as error:
+        raise UserError(f"{where}: {error}.") from None
+    if not has_mask(segmentation):  # pycocotools fails on an empty list
+        return {"size": [height, width], "counts": [height * width]}
+    if isinstance(segmentation, list):
+        return [polygon for polygon in segmentation if len(polygon) >= 6]
+    return {"size": [height, width], "counts": segmentation["counts"]}
 
 
 def score_results(

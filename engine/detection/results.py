@@ -1,6 +1,5 @@
 """A detector's predictions as rows of COCO's results format, and back from a results file."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ from torch import Tensor
 from backbones.errors import UserError
 from engine.data.annotations import Category
 from engine.data.masks import encode_mask, encode_part
+from engine.data.outside_values import is_finite, parse_json
 from heads.mask_paste import mask_parts
 
 
@@ -87,10 +87,7 @@ def read_results(path: str | Path, *, iou_type: str) -> list[dict[str, Any]]:
     path = Path(path)
     if not path.is_file():
         raise UserError(f"There is no results file at {path}.")
-    try:
-        rows = json.loads(path.read_bytes())
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is no JSON: {error}.") from None
+    rows = parse_json(path.read_bytes(), path)
     if not isinstance(rows, list):
         raise UserError(f"{path} must hold a list of results, one for each detected object, not a {type(rows).__name__}.")
     field = FIELDS[iou_type]
@@ -98,8 +95,8 @@ def read_results(path: str | Path, *, iou_type: str) -> list[dict[str, Any]]:
         for name in ("image_id", "category_id", "score", field):
             if not isinstance(row, dict) or name not in row:
                 raise UserError(f"{path}: result {i} has no {name!r}, which is needed to score {iou_type}.")
-        if not isinstance(row["score"], int | float) or not np.isfinite(row["score"]):
-            raise UserError(f"{path}: result {i} has score {row['score']!r}, which is no number.")
+        if not is_finite(row["score"]):
+            raise UserError(f"{path}: result {i} has score {row['score']!r:.60}, which is no number.")
         if not _is_well_formed(row[field], iou_type):
             raise UserError(f"{path}: result {i} has {field} {row[field]!r:.80}. It must be {_FORMS[iou_type]}.")
     return rows
@@ -117,7 +114,7 @@ def _is_well_formed(value: Any, iou_type: str) -> bool:
         return {"size", "counts"} <= value.keys()
     if iou_type == "segm":
         return isinstance(value, list) and all(isinstance(polygon, list) for polygon in value)
-    if not isinstance(value, list) or not all(isinstance(v, int | float) and np.isfinite(v) for v in value):
+    if not isinstance(value, list) or not all(map(is_finite, value)):
         return False
     return len(value) == 4 if iou_type == "bbox" else len(value) > 0 and len(value) % 3 == 0
 

@@ -156,6 +156,17 @@ class PaintedInstances(LabelSource):
         if background:
             self.notes.append(f"the background has the id {background}: {annotations.path} has a category 0")
 
+    def read(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        """As any source; what is painted is of the image's size, not of whatever the file states."""
+        image = read_image(self.image_paths[index])
+        height, width = self.sizes()[index].tolist()
+        if image.shape[:2] != (height, width):
+            raise UserError(
+                f"{self.image_paths[index]} is {image.shape[1]} x {image.shape[0]} pixels, but {self.labels_of(index)} is "
+                f"{width} x {height}. Its labels would be misplaced: put one of them right."
+            )
+        return image, self.read_labels(index)
+
     def read_labels(self, index: int) -> np.ndarray:
         """The labels of image `index`, painted."""
         table = self.annotations

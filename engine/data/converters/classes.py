@@ -57,7 +57,8 @@ def read_yaml(path: Path) -> dict[str, Any]:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"There is no file {path}.") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    # A number of thousands of digits, a date that is none; nested too deep.
+    except (yaml.YAMLError, ValueError, RecursionError, OSError) as error:
         mark = getattr(error, "problem_mark", None)
         line = "" if mark is None else f", line {mark.line + 1}"
         raise UserError(f"{path}{line}: this is no YAML.") from None
@@ -79,6 +80,8 @@ def names_in_yaml(content: dict[str, Any], path: Path) -> list[str]:
         names = [names[number] for number in range(len(names))]
     if not isinstance(names, list) or not names:
         raise UserError(f"{path} has no list `names` of classes.")
+    if any(isinstance(name, list | dict) for name in names):  # by way of aliases, a few lines could stand for any length
+        raise UserError(f"{path}: `names` must hold names, not lists or keys.")
     return [str(name) for name in names]
 
 
@@ -93,7 +96,7 @@ def _of_coco(path: Path) -> Classes:
     try:
         categories = json.loads(path.read_bytes())["categories"]
         pairs = sorted((int(category["id"]), str(category["name"])) for category in categories)
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError, OverflowError):
         raise UserError(f"{path} is no COCO file: it has no categories with id and name.") from None
     _check_names([name for _, name in pairs], str(path))
     return Classes({name: number for number, name in pairs}, str(path))

@@ -1,6 +1,5 @@
 """LabelMe: a JSON file an image, with outlines, rectangles and circles drawn in its editor."""
 
-import json
 import math
 from pathlib import Path
 from typing import Any
@@ -9,6 +8,7 @@ from backbones.errors import UserError
 from engine.data.converters.classes import Classes
 from engine.data.converters.coco_writer import CocoWriter
 from engine.data.converters.files import ImageFinder, check_size, files_below
+from engine.data.outside_values import is_finite, parse_json
 
 _CIRCLE_ERROR = 0.1  # pixels that a circle's outline may stay within it
 
@@ -64,10 +64,8 @@ def convert_labelme(
 
 def _read(file: Path) -> dict[str, Any]:
     try:
-        content = json.loads(file.read_bytes())
-    except json.JSONDecodeError as error:
-        raise UserError(f"{file}, line {error.lineno}, column {error.colno}: this is no JSON ({error.msg}).") from None
-    except (OSError, UnicodeDecodeError, RecursionError) as error:
+        content = parse_json(file.read_bytes(), file)
+    except OSError as error:
         raise UserError(f"{file} cannot be read as JSON ({error}).") from None
     if not isinstance(content, dict) or not isinstance(content.get("shapes"), list):
         raise UserError(f"{file} is no LabelMe file: it has no list `shapes`. Take it out of the folder.")
@@ -125,10 +123,7 @@ def _circle(x: float, y: float, radius: float) -> list[float]:
 def _points(shape: dict[str, Any], where: str) -> list[tuple[float, float]]:
     points = shape.get("points")
     good = isinstance(points, list) and all(
-        isinstance(point, list)
-        and len(point) == 2
-        and all(isinstance(value, int | float) and math.isfinite(value) for value in point)
-        for point in points
+        isinstance(point, list) and len(point) == 2 and all(is_finite(value) for value in point) for point in points
     )
     if not isinstance(points, list) or not good:
         raise UserError(f"{where}: its points must be pairs of numbers, not {points!r:.60}.")

@@ -1,17 +1,16 @@
 """The checks of a COCO file's content, entry by entry. A fault ends the checks of its entry at most: the rest is read on."""
 
-import json
-import math
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from backbones.errors import UserError
-from engine.data.coco_json import REQUIRED, check_box, crowd_flag
+from engine.data.coco_json import MOST_PIXELS, REQUIRED, check_box, crowd_flag
 from engine.data.doctor.findings import Finding
 from engine.data.doctor.mask_checks import check_mask
 from engine.data.keypoints import keypoint_names, keypoints_of
+from engine.data.outside_values import is_finite, is_text, parse_json, problem_of_name
 
 _ROUNDING = 1.0  # pixels that a box may be beyond the border: annotators count corners differently
 
@@ -23,12 +22,10 @@ def read_content(path: Path, *, split: str) -> tuple[dict[str, Any] | None, list
         return None, [Finding(split, kind, message, file=str(path))]
 
     try:
-        content = json.loads(path.read_bytes())
-    except json.JSONDecodeError as error:
-        return unreadable(f"line {error.lineno}, column {error.colno}: this is no JSON ({error.msg})")
-    except UnicodeDecodeError:
-        return unreadable("it is no JSON: it is not text")
-    except (OSError, RecursionError) as error:
+        content = parse_json(path.read_bytes(), path)
+    except UserError as error:
+        return unreadable(str(error).removeprefix(str(path)).lstrip(", ").rstrip("."))
+    except OSError as error:
         return unreadable(f"it cannot be read: {error}")
     if not isinstance(content, dict):
         return unreadable("it holds no object with images, annotations and categories")
@@ -117,8 +114,12 @@ def _problem_of_entry(name: str, entry: Any) -> str | None:
             return f"has {field} {value!r:.60}, which is no whole number"
         if field in ("height", "width") and (not isinstance(value, int) or isinstance(value, bool) or not 0 < value < 2**31):
             return f"has {field} {value!r:.60}, which is no number of pixels"
-        if field == "file_name" and (not isinstance(value, str) or not value or "\0" in value):
-            return f"has file_name {value!r:.60}, which is no name"
+        if field == "file_name" and (not isinstance(value, str) or problem_of_name(value)):
+            return f"has file_name {value!r:.60}, which {problem_of_name(value) if isinstance(value, str) else 'is no name'}"
+        if name == "categories" and field == "name" and not is_text(str(value)):
+            return f"has name {value!r:.60}, which is no text"
+    if name == "images" and entry["height"] * entry["width"] > MOST_PIXELS:
+        return f"is {entry['width']} x {entry['height']} pixels, more than masks can count"
     return None
 
 
@@ -220,9 +221,7 @@ def _check_object(
     elif min(w, h) < 1:
         yield check.finding("tiny_box", f"its box {box} is less than a pixel wide or high")
     area = annotation.get("area")
-    if area is not None and (
-        not isinstance(area, int | float) or isinstance(area, bool) or not math.isfinite(area) or area < 0
-    ):
+    if area is not None and (not is_finite(area) or isinstance(area, bool) or area < 0):
         yield check.finding("malformed_area", f"its area is {area!r:.60}", field="area")
     try:
         crowd_flag(annotation, "it")

@@ -1,6 +1,5 @@
 """The checks of a mask, and of box and mask against each other."""
 
-import math
 from collections.abc import Iterator
 from typing import Any, Protocol
 
@@ -8,7 +7,8 @@ import numpy as np
 from hotcoco import mask as mask_api
 
 from engine.data.doctor.findings import Finding
-from engine.data.masks import decode_segmentation, mask_area, to_rle
+from engine.data.masks import check_segmentation, mask_area, to_rle
+from engine.data.outside_values import is_finite
 
 _FAR = 10  # image sides: a polygon that far outside is a fault, and would take memory without bound
 _DISAGREE, _DIFFER = 0.5, 0.85  # IoU of the box and the mask's own
@@ -47,7 +47,7 @@ def check_mask(
     box = np.array(annotation["bbox"], np.float64)
     yield from _compare_boxes(finding, box, _box_of(rle), height, width)
     stated = annotation.get("area")
-    if not isinstance(stated, int | float) or not math.isfinite(stated) or stated < 0:
+    if not is_finite(stated) or stated < 0:
         return  # missing, or reported
     if max(stated, area) > _SMALL and not 0.5 <= stated / area <= 2:
         yield finding("area_and_mask_differ", f"its area is {stated:g} pixels, its mask covers {area}")
@@ -58,7 +58,7 @@ def problem_of_mask(segmentation: Any, height: int, width: int) -> str | None:
     if isinstance(segmentation, list):
         numbers = [value for polygon in segmentation if isinstance(polygon, list) for value in polygon]
         far = _FAR * max(height, width)
-        if any(isinstance(value, int | float) and math.isfinite(value) and abs(value) > far for value in numbers):
+        if any(isinstance(value, int | float) and abs(value) > far for value in numbers):
             return f"its polygons reach {_FAR} image sides outside of the image"
         try:
             to_rle(segmentation, height, width)
@@ -66,7 +66,7 @@ def problem_of_mask(segmentation: Any, height: int, width: int) -> str | None:
             return str(error)
         return None
     try:
-        decode_segmentation(segmentation, height, width)
+        check_segmentation(segmentation, height, width)
     except (ValueError, TypeError, OverflowError) as error:
         return str(error)
     return None
