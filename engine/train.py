@@ -237,9 +237,11 @@ class Run:
         for reason in self.replaced.merge(parts):
             self.reporter.line(f"replaced in training by another image: {reason}")
         if at_the_end and self.replaced.samples:
-            count, files = self.replaced.samples, len(self.replaced.reasons)
-            self.reporter.line(f"training samples that were replaced by others: {count}, for {files} reasons")
-            self.folder.track("replaced", {"samples": count, "reasons": self.replaced.reasons})
+            count, reasons = self.replaced.samples, self.replaced.reasons
+            self.reporter.line(
+                f"training samples that were replaced by others: {count}; faults, each named above: {len(reasons)}"
+            )
+            self.folder.track("replaced", {"samples": count, "reasons": reasons})
 
     def _end_epoch(self, epoch: int) -> list[Score]:
         self.watch.pause()

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import time
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,8 @@ from torch import Tensor, nn
 
 import engine.job
 from backbones import build_backbone, build_fpn_backbone
+from backbones.errors import UserError
+from engine.config_file import apply_overrides
 from engine.detection.job import DetectionJob
 from engine.distributed import World
 from engine.train import Run, train
@@ -155,8 +158,7 @@ def test_a_process_that_sleeps_before_the_evaluation_is_waited_for(on_processes,
 @pytest.mark.parametrize("workers", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_one_process_of_two_meets_a_broken_image_and_finishes(on_processes, make_config, tmp_path, workers):
     data = write_coco(tmp_path / "data", 8, sizes=((64, 64),))
-    path = Path(data["images"], "003.png")
-    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])  # its header is sound
+    halve(Path(data["images"], "003.png"))
     sound = write_coco(tmp_path / "sound", 2, sizes=((64, 64),))
     options = ("train.batch_size=4", "train.epochs=2", f"data.num_workers={workers}")
     val = [f"data.val.{key}={value}" for key, value in sound.items()]
@@ -168,6 +170,62 @@ def test_one_process_of_two_meets_a_broken_image_and_finishes(on_processes, make
     said = [line for line in ended[0].output.splitlines() if "replaced in training" in line]
     assert len(said) == 1, "named once, though it came twice"
     assert "003.png cannot be read" in said[0]
-    assert "training samples that were replaced by others: 2, for 1 reasons" in ended[0].output
+    assert "training samples that were replaced by others: 2; faults, each named above: 1" in ended[0].output
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert [line["samples"] for line in lines if line["kind"] == "replaced"] == [2]
+
+
+def halve(path: Path) -> Path:
+    """Break an image file so that its header stays sound."""
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    return path
+
+
+@pytest.mark.parametrize("job", ["segmentation", "classification"])
+def test_other_jobs_replace_a_broken_image_too(job, tmp_path, capsys):
+    sound = write_coco(tmp_path / "sound", 2, sizes=((64, 64),))
+    common = {
+        "train": {"batch_size": 2, "epochs": 1},
+        "schedule": {"warmup_steps": 0},
+        "eval": {"pictures": 0},
+        "device": "cpu",
+    }
+    body = {"backbone": {"name": "resnet18", "norm": "gn"}}
+    if job == "segmentation":
+        files = write_coco(tmp_path / "data", 40, sizes=((64, 64),))
+        broken = halve(Path(files["images"], "007.png"))  # not among those that are looked at before training
+        data: dict[str, Any] = {"train": files, "val": sound, "min_size": 64}
+        model: dict[str, Any] = body | {"head": {"name": "fcn"}}
+    else:
+        source = Path(sound["images"], "000.png").read_bytes()
+        for split in ("train", "val"):
+            for name in ("a/1.png", "a/2.png", "b/1.png", "b/2.png"):
+                (tmp_path / split / name).parent.mkdir(parents=True, exist_ok=True)
+                (tmp_path / split / name).write_bytes(source)
+        broken = halve(tmp_path / "train" / "b" / "2.png")
+        data = {"train": {"images": str(tmp_path / "train")}, "val": {"images": str(tmp_path / "val")}, "size": 32}
+        model = body
+    content = {"job": job, "model": model, "data": data | {"num_workers": 0}, **common, "output_dir": str(tmp_path / "run")}
+    train(apply_overrides(content, [], origin="a test"))
+    (said,) = (line for line in capsys.readouterr().out.splitlines() if "replaced in training by another image" in line)
+    assert str(broken) in said
+    with pytest.raises(UserError, match=re.escape(str(broken))):
+        train(apply_overrides(content, ["data.on_fault=stop", f"output_dir={tmp_path / 'other'}"], origin="a test"))
+
+
+def test_a_broken_validation_image_is_never_replaced(make_config, tmp_path):
+    data, val = (write_coco(tmp_path / name, 4, sizes=((64, 64),)) for name in ("data", "val"))
+    broken = halve(Path(val["images"], "001.png"))
+    with pytest.raises(UserError, match=re.escape(str(broken))):
+        train(make_config("train.batch_size=4", *(f"data.val.{key}={value}" for key, value in val.items()), data=data))
+
+
+def test_a_resumed_run_replaces_by_the_same(make_config, tmp_path, monkeypatch):
+    data, val = (write_coco(tmp_path / name, 6, sizes=((64, 64),)) for name in ("data", "val"))
+    halve(Path(data["images"], "003.png"))
+    options = ("train.batch_size=2", *(f"data.val.{key}={value}" for key, value in val.items()), "schedule.milestones=[9.0]")
+    train(make_config(*options, "train.epochs=2", data=data, name="whole"))
+    train(make_config(*options, "train.epochs=1", data=data, name="parts"))
+    train(make_config(*options, "train.epochs=2", data=data, name="parts"), resume="")
+    whole, parts = (steps(tmp_path / name) for name in ("whole", "parts"))
+    assert [(line["image_ids"], line["loss"]) for line in whole] == [(line["image_ids"], line["loss"]) for line in parts]
