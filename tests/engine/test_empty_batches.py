@@ -193,7 +193,7 @@ def test_other_jobs_replace_a_broken_image_too(job, tmp_path, capsys):
     body = {"backbone": {"name": "resnet18", "norm": "gn"}}
     if job == "segmentation":
         files = write_coco(tmp_path / "data", 40, sizes=((64, 64),))
-        broken = halve(Path(files["images"], "007.png"))  # not among those that are looked at before training
+        broken = halve(Path(files["images"], "001.png"))  # not among those that are looked at before training
         data: dict[str, Any] = {"train": files, "val": sound, "min_size": 64}
         model: dict[str, Any] = body | {"head": {"name": "fcn"}}
     else:
