@@ -17,7 +17,8 @@ from backbones.fpn import PYRAMID_STANDARD_OPTIONS, PYRAMIDS
 from backbones.registry import BACKBONES, STANDARD_OPTIONS, Registry
 from engine.data.augmentations import AUGMENTATIONS
 
-PositiveInt = Annotated[int, Field(ge=1)]
+MOST = 10**6  # of whatever is counted: more is a slip of the keyboard, and would fill any memory
+PositiveInt = Annotated[int, Field(ge=1, le=MOST)]
 PositiveFloat = Annotated[float, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 
@@ -52,8 +53,10 @@ def check_choice(choice: Choice, registry: Registry[Any], *, besides: tuple[str,
         try:
             registry.check_options(choice.name, [option], besides=besides)
             TypeAdapter(annotations.get(option, Any)).validate_python(value, strict=True)
+            if isinstance(value, int) and abs(value) > MOST:
+                problems.append(f"Option {option!r} is {value!r:.60}: a number beyond {MOST} would fill any memory.")
         except ValidationError as error:
-            problems.append(f"Option {option!r} is {value!r}: {error.errors()[0]['msg']}.")
+            problems.append(f"Option {option!r} is {value!r:.200}: {error.errors()[0]['msg']}.")
         except UserError as error:
             problems.append(str(error))
     if problems:
@@ -131,7 +134,7 @@ class AugmentationConfig(Choice):
 class DataConfig(Section):
     """Each job adds `train` and `val`, sizes and augmentation."""
 
-    num_workers: Annotated[int, Field(ge=0)] = 4
+    num_workers: Annotated[int, Field(ge=0, le=1024)] = 4
     """Loader processes for each training process. The samples do not depend on it."""
     on_fault: Literal["skip", "stop"] = "skip"
     """What becomes of training data that cannot be used. skip leaves out the images and objects that a detector's start finds
@@ -232,7 +235,7 @@ class RunConfig(Section):
     schedule: ScheduleConfig = ScheduleConfig()
     eval: EvalConfig = EvalConfig()
     distributed: DistributedConfig = DistributedConfig()
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto is a GPU where there is one."""
     output_dir: str = "runs/default"

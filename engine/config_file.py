@@ -25,6 +25,7 @@ class _Dumper(yaml.SafeDumper):
     """SafeDumper that quotes what the loader above would read as a number."""
 
 
+MOST_VALUES = 100_000  # of a file: aliases of aliases make a few lines stand for any number
 _FLOAT = re.compile(r"^[-+]?((\.[0-9]+|[0-9]+\.[0-9]*)([eE][-+]?[0-9]+)?|[0-9]+[eE][-+]?[0-9]+)$")
 for _class in (_Loader, _Dumper):
     _class.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+0123456789."))
@@ -36,6 +37,7 @@ class _Source:
 
     path: str
     places: dict[Key, str] = field(default_factory=dict)
+    values: int = 0  # that have been read
 
     def place(self, key: Key) -> str:
         """Where to put a mistake right: an override of this key or of what is below it, or the nearest line of the file."""
@@ -136,6 +138,8 @@ def _parse(text: str, source: _Source) -> dict[str, Any]:
         loader = _Loader(text)
         root = loader.get_single_node()
         content = {} if root is None else _construct(loader, root, (), source)
+    except RecursionError:
+        raise UserError(f"{source.path} cannot be read: its lists and keys are nested too deep.") from None
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f", line {mark.line + 1}" if mark else ""
@@ -148,20 +152,32 @@ def _parse(text: str, source: _Source) -> dict[str, Any]:
     return content
 
 
+def _parse_value(text: str) -> Any:
+    loader = _Loader(text)
+    try:
+        root = loader.get_single_node()
+        return None if root is None else _construct(loader, root, (), _Source("the override"))
+    finally:
+        loader.dispose()
+
+
 def _construct(loader: _Loader, node: yaml.Node, key: Key, source: _Source, ancestors: tuple[yaml.Node, ...] = ()) -> Any:
     source.places[key] = f"{source.path}, line {node.start_mark.line + 1}"
+    source.values += 1
+    if source.values > MOST_VALUES:
+        raise UserError(f"{source.places[key]}: the config has more than {MOST_VALUES} values, its aliases written out.")
     if node in ancestors:
         raise UserError(f"{source.places[key]}: {_dotted(key)} holds itself. An alias must name something that is complete.")
     ancestors = (*ancestors, node)
     if not isinstance(node, yaml.MappingNode | yaml.SequenceNode):
-        return loader.construct_object(node)
+        return _scalar(loader, node)
     if node.tag not in ("tag:yaml.org,2002:map", "tag:yaml.org,2002:seq"):
         raise yaml.constructor.ConstructorError(None, None, f"the tag {node.tag!r} is not for a config", node.start_mark)
     if isinstance(node, yaml.SequenceNode):
         return [_construct(loader, child, (*key, i), source, ancestors) for i, child in enumerate(node.value)]
     mapping: dict[str, Any] = {}
     for key_node, value_node in node.value:
-        name = str(loader.construct_object(key_node, deep=True))
+        name = str(_scalar(loader, key_node))
         if name in mapping:
             line = key_node.start_mark.line + 1
             raise UserError(f"{source.path}, line {line}: the key {_dotted((*key, name))} stands twice. Keep one.")
@@ -170,30 +186,42 @@ def _construct(loader: _Loader, node: yaml.Node, key: Key, source: _Source, ance
     return mapping
 
 
+def _scalar(loader: _Loader, node: yaml.Node) -> Any:
+    """A text, number, truth value or date; what is written as one and is none is no YAML."""
+    if not isinstance(node, yaml.ScalarNode):
+        raise yaml.constructor.ConstructorError(None, None, "a key must be a word", node.start_mark)
+    try:
+        return loader.construct_object(node)
+    # The 30th of February, a number of thousands of digits, a base-64 text that is none.
+    except (ValueError, OverflowError) as error:
+        problem = f"{node.value!r:.60} cannot be read ({error})"
+        raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark) from None
+
+
 def _apply(content: dict[str, Any], override: str, source: _Source) -> None:
     dotted, equals, text = override.partition("=")
     if not equals or not dotted:
-        raise UserError(f"{override!r} is no override. Write key=value, such as train.epochs=3 or data.min_size=240.")
+        raise UserError(f"{override!r:.200} is no override. Write key=value, such as train.epochs=3 or data.min_size=240.")
     try:
-        value = yaml.load(text, Loader=_Loader)
-    except yaml.YAMLError:
-        raise UserError(f"The value in the override {override!r} is no YAML. Put it in quotes.") from None
+        value = _parse_value(text)
+    except (yaml.YAMLError, UserError, RecursionError):
+        raise UserError(f"The value in the override {override!r:.200} is no YAML. Put it in quotes.") from None
     here: Any = content
     *parents, last = dotted.split(".")
     for i, name in enumerate(parents):
         if not isinstance(here, dict | list):
-            raise UserError(f"The override {override!r}: {'.'.join(parents[:i])} has no keys.")
+            raise UserError(f"The override {override!r:.200}: {'.'.join(parents[:i])} has no keys.")
         if isinstance(here, list):
             here = here[_list_index(here, name, override)]
             continue
         if name not in here and (*parents, last)[i + 1].isdigit():
             path = ".".join(parents[: i + 1])
-            raise UserError(f"The override {override!r}: the config has no list {path}. Give it whole: {path}=[...].")
+            raise UserError(f"The override {override!r:.200}: the config has no list {path}. Give it whole: {path}=[...].")
         if not isinstance(here.get(name), dict | list):
             here[name] = {}  # a section left to its defaults, or a name such as `shapes` replaced by paths
         here = here[name]
     if not isinstance(here, dict | list):
-        raise UserError(f"The override {override!r}: {'.'.join(parents)} has no keys.")
+        raise UserError(f"The override {override!r:.200}: {'.'.join(parents)} has no keys.")
     if isinstance(here, list):
         here[_list_index(here, last, override)] = value
     else:
@@ -201,12 +229,12 @@ def _apply(content: dict[str, Any], override: str, source: _Source) -> None:
     key: Key = tuple(int(p) if p.isdigit() else p for p in dotted.split("."))
     for known in [known for known in source.places if known[: len(key)] == key]:
         del source.places[known]  # what stood below it is gone, and its lines with it
-    source.places[key] = f"the override {override!r}"
+    source.places[key] = f"the override {override!r:.200}"
 
 
 def _list_index(values: list[Any], name: str, override: str) -> int:
     if not name.isdigit() or int(name) >= len(values):
-        raise UserError(f"The override {override!r}: {name!r} is no place in a list of {len(values)} entries.")
+        raise UserError(f"The override {override!r:.200}: {name!r} is no place in a list of {len(values)} entries.")
     return int(name)
 
 
@@ -223,9 +251,9 @@ def _describe(error: ValidationError, content: dict[str, Any], source: _Source, 
         elif item["type"] == "value_error":
             message = str(item["ctx"]["error"])
         elif item["type"] in ("model_type", "model_attributes_type"):
-            message = f"this key has keys of its own, and cannot be {item['input']!r}"
+            message = f"this key has keys of its own, and cannot be {item['input']!r:.200}"
         else:
-            message = f"{item['msg']}, not {item['input']!r}"
+            message = f"{item['msg']}, not {item['input']!r:.200}"
         known = problems.setdefault(key, [])
         if message not in known:
             known.append(message)

@@ -178,7 +178,7 @@ def load_features(path: str | Path) -> Features:
         zlib.error,
     ) as error:
         raise UserError(f"{path} cannot be read as features ({error or type(error).__name__}). Extract them again.") from None
-    forms = {key: f"{array.dtype.kind}{array.ndim}" for key, array in content.items()}
+    forms = {key: f"{array.dtype.kind}{array.ndim}" for key, array in content.items() if isinstance(array, np.ndarray)}
     wrong = [key for key, form in ARRAYS.items() if forms.get(key) != form]
     if wrong:
         raise UserError(
