@@ -82,7 +82,7 @@ def nonfinite_parameters(model: nn.Module) -> list[str]:
 def at_fault_alone(job: Job[Any], model: nn.Module, parts: Sequence[Part], circumstances: Circumstances) -> list[int]:
     """The ids of the images that lead to what is not finite also when each is a batch by itself.
 
-    None where there is but one image, or so many that it would take long, or the model wants several at a time.
+    It is empty where there is but one image, or so many that it would take long, or the model wants several at a time.
     """
     alone = [([image], [target]) for images, targets in parts for image, target in zip(images, targets, strict=True)]
     if not 1 < len(alone) <= _ALONE:
