@@ -3,7 +3,7 @@
 import json
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from backbones.errors import UserError
 
@@ -33,7 +33,7 @@ def parse_json(text: bytes, path: Path | str) -> Any:
         raise UserError(f"{path} cannot be read as JSON: it has a number of thousands of digits.") from None
 
 
-def is_finite(value: Any) -> bool:
+def is_finite(value: Any) -> TypeGuard[float]:
     """Whether a value is a number that a 32-bit float can hold, neither NaN nor infinite."""
     return isinstance(value, int | float) and abs(value) <= MOST
 
