@@ -88,13 +88,12 @@ class TensorBoardTracker:
         self._file = _AppendedFile(folder / name, errors)
         self._records = RecordWriter(self)
         self._write_event(Event(wall_time=time.time(), file_version="brain.Event:2"))
-        if start_step:
-            first = start_step if again is not None else start_step + 1
-            session = SessionLog(status=SessionLog.START)
-            self._write_event(Event(wall_time=time.time(), step=first, session_log=session))
-            for record in again or []:
-                values = {key: value for key, value in record.items() if key not in ("kind", "step", "time")}
-                self.log(record["kind"], start_step, values, at=record["time"])
+        # Also at the beginning: a start that was killed before its first checkpoint has left its events here.
+        first = start_step if again is not None else start_step + 1
+        self._write_event(Event(wall_time=time.time(), step=first, session_log=SessionLog(status=SessionLog.START)))
+        for record in again or []:
+            values = {key: value for key, value in record.items() if key not in ("kind", "step", "time")}
+            self.log(record["kind"], start_step, values, at=record["time"])
 
     def log(self, kind: str, step: int, values: dict[str, Any], *, at: float | None = None) -> None:
         """Write each number; `at` is its time, now if left out."""

@@ -43,17 +43,17 @@ def test_each_image_is_predicted_once_whatever_the_batches(run, overrides):
 def test_the_shards_of_several_processes_make_up_what_one_has(run, size, monkeypatch):
     whole = run("eval.batch_size=2").told
     shards = []
-    monkeypatch.setattr(World, "gather", lambda self, value: (shards.append(value), [])[1])
+    monkeypatch.setattr(World, "gather", lambda self, value, **_: (shards.append(value), [])[1])
     for rank in range(1, size):
         assert run("eval.batch_size=2", world=World(rank, size, ALONE.device)) is None
-    monkeypatch.setattr(World, "gather", lambda self, value: [value, *shards])
+    monkeypatch.setattr(World, "gather", lambda self, value, **_: [value, *shards])
     merged = run("eval.batch_size=2", world=World(0, size, ALONE.device)).told
     assert merged == whole
 
 
 @pytest.mark.parametrize("change", ["twice", "not at all", "one in place of another"])
 def test_an_image_that_is_not_counted_once_is_our_mistake(run, monkeypatch, change):
-    def gather(self, value):
+    def gather(self, value, **_):
         seen, *rest = value
         (last, *_) = seen
         parts = {"twice": [*seen, last], "not at all": seen[1:], "one in place of another": [*seen[1:], seen[1]]}
@@ -83,7 +83,7 @@ def test_progress_is_told_for_every_batch(run):
 
 
 def test_progress_is_of_this_process(run, monkeypatch):
-    monkeypatch.setattr(World, "gather", lambda self, value: [])
+    monkeypatch.setattr(World, "gather", lambda self, value, **_: [])
     told = []
     run("eval.batch_size=2", world=World(1, 2, ALONE.device), on_image=lambda *progress: told.append(progress))
     assert told == [(2, 2)]

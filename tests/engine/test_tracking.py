@@ -89,6 +89,15 @@ def test_tensorboard_has_the_step_once_whose_evaluation_is_done_again(tmp_path):
     assert [(event.step, event.value) for event in events.Scalars("eval/AP")] == [(2, 0.25)]
 
 
+def test_tensorboard_forgets_a_start_that_had_no_checkpoint_yet(tmp_path):
+    for loss in (1.0, 2.0):
+        tracker = TensorBoardTracker(tmp_path)
+        tracker.log("train", 1, {"loss": loss})
+        tracker.close()
+    events = EventAccumulator(str(tmp_path)).Reload()
+    assert [(event.step, event.value) for event in events.Scalars("train/loss")] == [(1, 2)]
+
+
 def test_what_is_logged_is_in_the_file_when_the_process_is_killed(tmp_path):
     tracker = TensorBoardTracker(tmp_path)
     tracker.log("train", 1, {"loss": 1.5})

@@ -126,10 +126,10 @@ def test_rows_come_in_the_order_of_the_data_set(dataset, predict):
 def test_the_shards_of_several_processes_make_up_the_rows_of_one(dataset, predict, size, monkeypatch):
     whole = predict(Oracle(dataset), "eval.batch_size=2").rows
     shards = []
-    monkeypatch.setattr(World, "gather", lambda self, value: (shards.append(value), [])[1])
+    monkeypatch.setattr(World, "gather", lambda self, value, **_: (shards.append(value), [])[1])
     for rank in reversed(range(1, size)):
         assert predict(Oracle(dataset), "eval.batch_size=2", world=World(rank, size, ALONE.device)) is None
-    monkeypatch.setattr(World, "gather", lambda self, value: [value, *shards])
+    monkeypatch.setattr(World, "gather", lambda self, value, **_: [value, *shards])
     merged = predict(Oracle(dataset), "eval.batch_size=2", world=World(0, size, ALONE.device))
     assert merged.rows == whole
     assert len(whole) == 12
