@@ -99,6 +99,18 @@ def _annotation(parameter: inspect.Parameter, constructor: Callable[..., Any]) -
         return Any
 
 
+def import_module_of_user(module: str) -> None:
+    """Import a module that may also be in the current folder, as with `python -m`, but for this import only."""
+    folder = str(Path.cwd())
+    sys.path.insert(0, folder)
+    try:
+        importlib.invalidate_caches()
+        importlib.import_module(module)
+    finally:
+        if folder in sys.path:
+            sys.path.remove(folder)
+
+
 class ModuleRegistry(Registry[Constructor]):
     """Constructors by name, and those that modules of the user's register (`module:name`).
 
@@ -143,12 +155,9 @@ class ModuleRegistry(Registry[Constructor]):
 
     def _import(self, module: str, name: str) -> None:
         before = dict(self._constructors)
-        # As for `python -m`, but for this import only.
         folder = str(Path.cwd())
-        sys.path.insert(0, folder)
         try:
-            importlib.invalidate_caches()
-            importlib.import_module(module)
+            import_module_of_user(module)
         except (Exception, SystemExit) as error:
             # What it had registered until then would be in the way of the next attempt.
             self._constructors = before
@@ -161,9 +170,6 @@ class ModuleRegistry(Registry[Constructor]):
             raise UserError(
                 f"The module {module!r} of the {self.kind} {name!r} fails on import: {type(error).__name__}: {error}"
             ) from error
-        finally:
-            if folder in sys.path:
-                sys.path.remove(folder)
         self._modules.setdefault(module, set()).update(self._constructors.keys() - before.keys())
 
 

@@ -2,6 +2,7 @@
 
 import copy
 import re
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -114,17 +115,42 @@ def check_job(named: str, wanted: str | None, *, where: str) -> None:
     )
 
 
-def apply_overrides(content: dict[str, Any], overrides: Sequence[str], *, origin: str, job: str | None = None) -> RunConfig:
-    """A config from plain values (`origin` says whose) and `key=value` overrides; `job` is what it must be for, None any.
+def apply_overrides(
+    content: dict[str, Any], overrides: Sequence[str], *, origin: str, job: str | None = None, is_trusted: bool = True
+) -> RunConfig:
+    """A config from plain values and `key=value` overrides.
+
+    Args:
+        origin: whose the values are, for messages.
+        job: the job it must be for; None takes any.
+        is_trusted: whether names of the kind `module:name` may import a module. If not, as with values from a file of someone
+            else's, only those may that an override repeats, and modules that are imported already.
 
     Raises:
-        UserError: as `load_config`.
+        UserError: as `load_config`; also, a module that is not trusted would be imported.
     """
     source = _Source(origin)
     content = copy.deepcopy(content)
     for override in overrides:
         _apply(content, override, source)
+    if not is_trusted:
+        _refuse_imports(content, (), source)
     return check_config(content, source, job=job)
+
+
+def _refuse_imports(values: Any, key: Key, source: _Source) -> None:
+    """Refuse names that would import a module, wherever a config may have them."""
+    if isinstance(values, dict):
+        for name, value in values.items():
+            _refuse_imports(value, (*key, name), source)
+    elif isinstance(values, str) and key[-1:] == ("name",):
+        module, is_name, _ = values.partition(":")
+        if is_name and module not in sys.modules and not source.place(key).startswith("the override"):
+            raise UserError(
+                f"{source.path} says {_dotted(key)}={values}, by which the module {module!r} would be imported and its code "
+                f"run. If you trust it, say so: {_dotted(key)}={values} (predict.py: after --set; extract_features.py, replay.py: "
+                f"--import {module}; in Python: import it first)."
+            )
 
 
 def dump_config(config: RunConfig) -> str:

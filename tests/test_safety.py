@@ -17,6 +17,8 @@ from backbones.errors import UserError
 from backbones.pickled_arrays import load_pickled_arrays
 from backbones.weights import load_backbone_weights
 from engine.checkpoint import load_checkpoint
+from engine.cli import import_modules
+from engine.config_file import apply_overrides
 from engine.data.annotations import load_annotations
 from engine.data.coco_json import read_coco_json
 from engine.data.outside_values import problem_of_name
@@ -169,3 +171,50 @@ def test_the_tools_end_with_2_and_one_message(tmp_path, tool):
     assert "Traceback" not in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
     assert not trace.exists()
+
+
+# ---- Code that a checkpoint names ----
+
+
+@pytest.fixture
+def foreign_checkpoint(tmp_path, monkeypatch):
+    """A checkpoint whose backbone a module is to make that lies in the current folder; importing it leaves a file."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "of_a_stranger.py").write_text("import pathlib\npathlib.Path('it_ran').touch()\n")
+    config = apply_overrides({"data": {"train": "shapes", "val": "shapes"}}, [], origin="the test")
+    content = {"format": 1, "model": {}, "config": config.model_dump(), "categories": [], "training": None}
+    content["config"]["model"]["backbone"]["name"] = "of_a_stranger:net"
+    torch.save(content, tmp_path / "best.pt")
+    yield tmp_path / "best.pt"
+    sys.modules.pop("of_a_stranger", None)
+
+
+def test_a_checkpoint_imports_no_module_unless_the_user_says_so(foreign_checkpoint):
+    checkpoint, ran = load_checkpoint(foreign_checkpoint), foreign_checkpoint.with_name("it_ran")
+    with pytest.raises(UserError, match=r"module 'of_a_stranger' would be imported.*model\.backbone\.name=of_a_stranger:net"):
+        checkpoint.load_config()
+    with pytest.raises(UserError, match="would be imported"):
+        checkpoint.load_config(["train.epochs=2", "model.head.name=faster_rcnn"])
+    assert not ran.exists()
+    with pytest.raises(UserError, match="registers no backbone"):
+        checkpoint.load_config(["model.backbone.name=of_a_stranger:net"])
+    assert ran.exists()
+    with pytest.raises(UserError, match="registers no backbone"):  # it is imported now
+        checkpoint.load_config()
+
+
+@pytest.mark.parametrize("key", ["head", "pyramid"])
+def test_nor_for_another_part_of_the_model(foreign_checkpoint, key):
+    checkpoint = load_checkpoint(foreign_checkpoint)
+    checkpoint.config["model"]["backbone"]["name"] = "resnet18"
+    checkpoint.config["model"][key]["name"] = "of_a_stranger:net"
+    with pytest.raises(UserError, match=f"model.{key}.name=of_a_stranger:net"):
+        checkpoint.load_config()
+    assert not foreign_checkpoint.with_name("it_ran").exists()
+
+
+def test_modules_are_imported_on_request(foreign_checkpoint):
+    with pytest.raises(UserError, match="--import not_there: ModuleNotFoundError"):
+        import_modules(["not_there"])
+    import_modules(["of_a_stranger"])
+    assert foreign_checkpoint.with_name("it_ran").exists()

@@ -12,7 +12,7 @@ be skipped: then they are named and left out. Similarities are cosines, 1 for th
 
 import argparse
 
-from engine.cli import run_tool
+from engine.cli import add_import_option, import_modules, run_tool
 
 
 def main() -> None:
@@ -29,6 +29,7 @@ def main() -> None:
     make.add_argument("--std", metavar=("R", "G", "B"), type=float, nargs=3, help="standard deviation, as --mean")
     make.add_argument("--batch-size", type=int, default=32, help="images at a time (default 32)")
     make.add_argument("--skip-unreadable", action="store_true", help="leave out files that are no images (default: stop)")
+    add_import_option(parser)
     search = parser.add_argument_group("to search them")
     search.add_argument("--query", metavar="IMAGE", action="append", help="print what is most like it; may be given again")
     search.add_argument("--neighbours", type=int, default=5, help="how many for each query (default 5)")
@@ -56,6 +57,7 @@ def main() -> None:
     from engine.features import extract_features
     from engine.retrieval import find_pairs, find_similar
 
+    import_modules(args.modules)
     if args.query:
         find_similar(args.source, args.query, count=args.neighbours, picture=args.picture, device=args.device)
     elif args.pairs is not None:
