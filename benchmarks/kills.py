@@ -156,9 +156,10 @@ def run_killed(
     return done
 
 
-def run_stopped(folder: Path, whole: Path, *, seconds: float, stops: int, processes: int, rng: random.Random) -> list[int]:
+def run_stopped(folder: Path, whole: Path, *, stops: int, processes: int, rng: random.Random) -> list[int]:
     """A run that is sent SIGTERM and resumed so many times; the statuses it ended with."""
     statuses = []
+    lines = len(metrics(whole))
     while True:
         start = Start(folder, processes, ())
         if len(statuses) == stops:
@@ -166,7 +167,11 @@ def run_stopped(folder: Path, whole: Path, *, seconds: float, stops: int, proces
             start.end()
             assert status == 0, f"status {status}: {start.output.read_text()[-3000:]}"
             break
-        if start.wait(rng.uniform(0, seconds / stops)) is None:
+        # By lines, not by time: a machine that is less busy than before would have it end unstopped.
+        target = (len(statuses) + rng.random()) * lines / (stops + 1)
+        while start.wait(0.01) is None and _count_lines(folder) < target:
+            pass
+        if start.wait(0) is None:
             # To torchrun, which passes it on; or, every second time, to one of its workers alone.
             if processes > 1 and len(statuses) % 2:
                 start.kill(one=True, number=signal.SIGTERM)
@@ -203,6 +208,11 @@ def metrics(folder: Path) -> list[dict[str, Any]]:
     """The lines of a run's metrics, without what changes from one run to the next."""
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     return [{key: value for key, value in line.items() if key not in CHANGING} for line in lines]
+
+
+def _count_lines(folder: Path) -> int:
+    path = folder / "metrics.jsonl"
+    return path.read_bytes().count(b"\n") if path.exists() else 0
 
 
 def scalars(folder: Path) -> dict[str, list[tuple[int, float]]]:
@@ -245,8 +255,8 @@ def main() -> None:
             assert status == 0, start.output.read_text()[-3000:]
             seconds = time.monotonic() - start.began
             print(f"{processes} processes, left alone: {seconds:.1f} s, {len(metrics(folder / 'whole'))} lines", flush=True)
-            of = {"seconds": seconds, "processes": processes, "rng": rng}
-            kills = run_killed(folder / "killed", folder / "whole", kills=args.kills, **of)
+            of = {"processes": processes, "rng": rng}
+            kills = run_killed(folder / "killed", folder / "whole", kills=args.kills, seconds=seconds, **of)
             statuses = run_stopped(folder / "stopped", folder / "whole", stops=args.stops, **of)
             print(
                 f"stopped by SIGTERM {args.stops} times (status {statuses}), it ended as the one that was left alone",

@@ -67,7 +67,7 @@ def test_a_run_that_is_killed_ends_as_the_one_that_was_left_alone(tmp_path, proc
     start = Start(tmp_path / "whole", processes, ())
     assert start.wait() == 0, start.output.read_text()
     assert metrics(tmp_path / "whole")
-    of = {"seconds": 30.0, "processes": processes, "rng": random.Random(7)}
-    assert len(run_killed(tmp_path / "killed", tmp_path / "whole", kills=kills, **of)) == kills
+    of = {"processes": processes, "rng": random.Random(7)}
+    assert len(run_killed(tmp_path / "killed", tmp_path / "whole", kills=kills, seconds=30.0, **of)) == kills
     statuses = run_stopped(tmp_path / "stopped", tmp_path / "whole", stops=1, **of)
     assert processes > 1 or statuses == [143]
