@@ -11,6 +11,7 @@ from torchvision.ops.poolers import LevelMapper
 
 from backbones import Backbone, FeatureSpec, UserError
 from backbones.check_maps import check_maps, declared_specs
+from heads.option_checks import check_positive
 from heads.roi_align import BatchedRoIAlign
 
 # RoIs are pooled from P2..P5; coarser levels only propose (Lin et al., https://arxiv.org/abs/1612.03144, section 4).
@@ -60,15 +61,20 @@ def anchor_generator(
     Aspect ratios are height over width.
 
     Raises:
-        UserError: the number of anchor_sizes is not the number of levels, or levels differ in their number of anchors.
+        UserError: the number of anchor_sizes is not the number of levels, or levels differ in their number of anchors; sizes,
+            scale or ratios are not above 0.
     """
+    check_positive("aspect_ratios", aspect_ratios)
     if anchor_sizes is None:
-        anchor_sizes = [[round(anchor_scale * spec.stride)] for spec in levels.values()]
+        check_positive("anchor_scale", anchor_scale)
+        anchor_sizes = [[max(1, round(anchor_scale * spec.stride))] for spec in levels.values()]
     if len(anchor_sizes) != len(levels):
         raise UserError(
             f"anchor_sizes has {len(anchor_sizes)} entries, but there are {len(levels)} feature levels ({', '.join(levels)}): "
             "give one list of sizes, in pixels, for each."
         )
+    for level_sizes in anchor_sizes:
+        check_positive("anchor_sizes", level_sizes)
     if len({len(sizes) for sizes in anchor_sizes}) > 1:
         raise UserError(f"anchor_sizes must give every level as many sizes, for the RPN shares its weights: {anchor_sizes}")
     sizes = tuple(tuple(level) for level in anchor_sizes)

@@ -11,6 +11,7 @@ from heads.batched_roi_heads import BatchedRoIHeads
 from heads.batched_rpn import BatchedRegionProposalNetwork
 from heads.box_coding import BoxCoder
 from heads.cached_anchors import CachedAnchorGenerator
+from heads.option_checks import check_counts, check_matching, check_shares
 from heads.rcnn_parts import RegionProposalNetwork, RoIHeads
 from heads.registry import register_detector
 from heads.transform import detection_transform
@@ -72,9 +73,32 @@ def faster_rcnn(
     The other options are torchvision's own, https://docs.pytorch.org/vision/stable/models/faster_rcnn.html.
 
     Raises:
-        UserError: the backbone's levels and the anchors do not go together, or numbers of channels differ.
+        UserError: the backbone's levels and the anchors do not go together, numbers of channels differ, or an option is out of
+            its range.
     """
     check_whole_number("num_classes", num_classes, least=2)  # the background and one more
+    counts = {
+        "rpn_pre_nms_top_n_train": rpn_pre_nms_top_n_train,
+        "rpn_pre_nms_top_n_test": rpn_pre_nms_top_n_test,
+        "rpn_post_nms_top_n_train": rpn_post_nms_top_n_train,
+        "rpn_post_nms_top_n_test": rpn_post_nms_top_n_test,
+        "rpn_batch_size_per_image": rpn_batch_size_per_image,
+        "box_head_dim": box_head_dim,
+        "box_detections_per_img": box_detections_per_img,
+        "box_batch_size_per_image": box_batch_size_per_image,
+    }
+    shares = {
+        "rpn_nms_thresh": rpn_nms_thresh,
+        "rpn_positive_fraction": rpn_positive_fraction,
+        "rpn_score_thresh": rpn_score_thresh,
+        "box_score_thresh": box_score_thresh,
+        "box_nms_thresh": box_nms_thresh,
+        "box_positive_fraction": box_positive_fraction,
+    }
+    check_counts(counts)
+    check_shares(shares)
+    check_matching("rpn_", fg_iou_thresh=rpn_fg_iou_thresh, bg_iou_thresh=rpn_bg_iou_thresh)
+    check_matching("box_", fg_iou_thresh=box_fg_iou_thresh, bg_iou_thresh=box_bg_iou_thresh)
     levels = feature_levels(backbone)
     channels = next(iter(levels.values())).channels
     anchors = anchor_generator(

@@ -4,17 +4,19 @@ import torch
 from torch import Tensor
 from torchvision.models.detection.fcos import FCOS, FCOSHead
 
-from backbones import Backbone
+from backbones import Backbone, UserError
 from backbones.registry import check_whole_number
 from heads.anchors import anchor_generator, feature_levels
 from heads.batched_one_stage import BatchedFCOS
 from heads.cached_anchors import CachedAnchorGenerator
 from heads.crowd import in_crowd
+from heads.option_checks import check_counts, check_positive, check_shares
 from heads.registry import register_detector
 from heads.transform import Targets, detection_transform
 
 # A logit that far below zero is background for certain: no loss, no gradient.
 CERTAIN_BACKGROUND = -100.0
+NORM_GROUPS = 32  # torchvision's
 
 
 @register_detector("fcos")
@@ -52,10 +54,18 @@ def fcos(
     The options on images are those of `faster_rcnn`.
 
     Raises:
-        UserError: the backbone's levels are not what a detector needs.
+        UserError: the backbone's levels are not what a detector needs, or an option is out of its range.
     """
     check_whole_number("num_classes", num_classes, least=2)  # the background and one more
+    check_positive("center_sampling_radius", center_sampling_radius)
+    check_shares({"score_thresh": score_thresh, "nms_thresh": nms_thresh})
+    check_counts({"detections_per_img": detections_per_img, "topk_candidates": topk_candidates})
     levels = feature_levels(backbone)
+    if backbone.out_channels % NORM_GROUPS:
+        raise UserError(
+            f"FCOS normalises its layers in {NORM_GROUPS} groups of channels, and the pyramid's out_channels is "
+            f"{backbone.out_channels}: give a multiple of {NORM_GROUPS}."
+        )
     anchors = anchor_generator(levels, anchor_scale=1, aspect_ratios=(1.0,))
     fcos_class = BatchedFCOS if fast else FCOS
     model = fcos_class(

@@ -9,6 +9,7 @@ from backbones import Backbone
 from heads.anchors import roi_pool
 from heads.batched_roi_heads import BatchedRoIHeads
 from heads.faster_rcnn import faster_rcnn
+from heads.option_checks import check_counts, check_layers
 from heads.rcnn_parts import RoIHeads
 from heads.registry import register_detector
 
@@ -39,6 +40,8 @@ def keypoint_rcnn(
     Raises:
         UserError: as for `faster_rcnn`.
     """
+    check_counts({"num_keypoints": num_keypoints, "keypoint_head_dim": keypoint_head_dim})
+    check_layers("keypoint_head_layers", keypoint_head_layers)
     model = faster_rcnn(backbone, num_classes, **box_options)
     levels = backbone.feature_specs
     channels = next(iter(levels.values())).channels

@@ -9,6 +9,7 @@ from backbones import Backbone
 from heads.anchors import roi_pool
 from heads.batched_roi_heads import BatchedRoIHeads
 from heads.faster_rcnn import faster_rcnn
+from heads.option_checks import check_counts, check_layers
 from heads.rcnn_parts import RoIHeads
 from heads.registry import register_detector
 
@@ -36,6 +37,8 @@ def mask_rcnn(
     Raises:
         UserError: as for `faster_rcnn`.
     """
+    check_counts({"mask_head_dim": mask_head_dim})
+    check_layers("mask_head_layers", mask_head_layers)
     model = faster_rcnn(backbone, num_classes, **box_options)
     levels = backbone.feature_specs
     channels = next(iter(levels.values())).channels

@@ -11,6 +11,7 @@ from heads.batched_one_stage import BatchedRetinaNet
 from heads.box_coding import BoxCoder
 from heads.cached_anchors import CachedAnchorGenerator
 from heads.crowd import in_crowd
+from heads.option_checks import check_counts, check_matching, check_positive, check_shares
 from heads.registry import register_detector
 from heads.transform import Targets, detection_transform
 
@@ -61,9 +62,14 @@ def retinanet(
     The options on images are those of `faster_rcnn`.
 
     Raises:
-        UserError: fewer than two classes; the backbone's levels and the anchors do not go together.
+        UserError: fewer than two classes; the backbone's levels and the anchors do not go together; an option is out of its
+            range.
     """
     check_whole_number("num_classes", num_classes, least=2)  # the background and one more
+    check_positive("anchor_scale", anchor_scale)
+    check_shares({"score_thresh": score_thresh, "nms_thresh": nms_thresh})
+    check_counts({"detections_per_img": detections_per_img, "topk_candidates": topk_candidates})
+    check_matching("", fg_iou_thresh=fg_iou_thresh, bg_iou_thresh=bg_iou_thresh)
     levels = feature_levels(backbone)
     if anchor_sizes is None:
         # torchvision cuts the sides down to whole pixels, and so do we: 32, 40, 50.

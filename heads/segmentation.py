@@ -20,6 +20,7 @@ from backbones import Backbone, FeatureSpec, UserError
 from backbones.check_maps import check_maps, declared_specs
 from backbones.norms import norm_layer
 from backbones.registry import ModuleRegistry
+from heads.option_checks import check_counts
 
 SEGMENTERS: ModuleRegistry[Callable[..., "Segmenter"]] = ModuleRegistry("segmenter", decorator="@register_segmenter")
 register_segmenter = SEGMENTERS.register
@@ -132,7 +133,7 @@ def deeplabv3(
         UserError: the backbone gives too few maps, or others than it declares.
     """
     name, coarsest = _levels(backbone)[-1]
-    head = DeepLabHead(coarsest.channels, num_classes, tuple(atrous_rates or _atrous_rates(coarsest.stride)))
+    head = DeepLabHead(coarsest.channels, num_classes, tuple(_atrous_rates(atrous_rates, coarsest.stride)))
     return _assemble(backbone, OnMap(name, head), num_classes, auxiliary=auxiliary, norm=norm)
 
 
@@ -160,7 +161,8 @@ def deeplabv3plus(
     """
     levels = _levels(backbone, at_least=2)
     (fine_name, fine), (coarse_name, coarse) = levels[0], levels[-1]
-    rates = atrous_rates or _atrous_rates(coarse.stride)
+    check_counts({"low_level_channels": low_level_channels})
+    rates = _atrous_rates(atrous_rates, coarse.stride)
     classifier = DeepLabPlusHead(
         fine_name, coarse_name, fine.channels, coarse.channels, num_classes, rates=rates, low_level_channels=low_level_channels
     )
@@ -178,6 +180,7 @@ def semantic_fpn(backbone: Backbone, num_classes: int, *, channels: int = 128) -
     Raises:
         UserError: the backbone gives other maps than it declares.
     """
+    check_counts({"channels": channels})
     levels = {name: spec for name, spec in _levels(backbone) if spec.stride <= 32}
     return Segmenter(backbone, SemanticFpnHead(levels, num_classes, channels=channels))
 
@@ -269,7 +272,11 @@ def _levels(backbone: Backbone, *, at_least: int = 1) -> list[tuple[str, Feature
     return list(specs.items())
 
 
-def _atrous_rates(stride: int) -> list[int]:
+def _atrous_rates(given: list[int] | None, stride: int) -> list[int]:
+    for rate in given or ():
+        check_counts({"each of atrous_rates": rate})
+    if given:
+        return given
     return [rate * max(1, 16 // stride) for rate in (6, 12, 18)]
 
 

@@ -11,6 +11,7 @@ from torchvision.models.detection.transform import GeneralizedRCNNTransform
 from backbones import Backbone, UserError
 from heads.crowd import set_crowd_apart
 from heads.mask_paste import paste_masks
+from heads.option_checks import check_positive
 
 Targets = list[dict[str, Tensor]]
 
@@ -124,7 +125,7 @@ def channel_constants(option: str, given: list[float] | None, imagenet: tuple[fl
     """A number for each channel of an image: those given, or ImageNet's, or their mean where images are not of three channels.
 
     Raises:
-        UserError: another number of them is given than the images have channels.
+        UserError: another number of them is given than the images have channels, or a deviation that is not above 0.
     """
     if given is None:
         return list(imagenet) if in_channels == 3 else [sum(imagenet) / 3] * in_channels
@@ -132,4 +133,6 @@ def channel_constants(option: str, given: list[float] | None, imagenet: tuple[fl
         raise UserError(
             f"{option} has {len(given)} numbers, but the backbone takes images of {in_channels} channels: give one for each."
         )
+    if option.endswith("std"):
+        check_positive(option, given)
     return list(given)
