@@ -63,8 +63,12 @@ class Registry(Generic[Constructor]):
     def options(self, name: str, *, besides: Iterable[str] = ()) -> dict[str, Any] | None:
         """The keyword options of an entry and their type annotations, without `besides`; None where it takes any."""
         constructors: list[Callable[..., Any]] = [self.get(name)]
-        if name in self._inherits:
-            constructors.append(self._inherits[name])
+        inherits = self._inherits.get(name)
+        while inherits is not None:  # what is inherited may be an entry that itself inherits
+            constructors.append(inherits)
+            inherits = next(
+                (self._inherits.get(other) for other, entry in self._constructors.items() if entry is inherits), None
+            )
         options: dict[str, Any] = {}
         takes_any = False
         for constructor in constructors:

@@ -166,6 +166,10 @@ def test_options_of_an_entry_come_with_their_types():
     def heir(image, *, extra: float = 1.0, **options):
         return plain(image, **options), extra
 
+    @registry.register("heir of an heir", inherits=heir)
+    def heir_of_an_heir(image, **options):
+        return heir(image, **options)
+
     @registry.register("open")
     def takes_anything(**options):
         return options
@@ -177,6 +181,7 @@ def test_options_of_an_entry_come_with_their_types():
     assert registry.options("quoted") == {"size": int | None, "image": Any, "untyped": Any}
     assert registry.options("plain", besides=["image"]) == {"size": int, "name": str}
     assert registry.options("heir", besides=["image"]) == {"extra": float, "size": int, "name": str}
+    assert registry.options("heir of an heir", besides=["image"]) == {"extra": float, "size": int, "name": str}
     assert registry.options("open") is None
     registry.check_options("open", ["whatever"])
 
