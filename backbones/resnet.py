@@ -75,6 +75,8 @@ class ResNet(Backbone):
         checkpoint_blocks: bool | Sequence[str] = False,
     ) -> None:
         super().__init__()
+        if not isinstance(width, int) or isinstance(width, bool) or width < 1:
+            raise UserError(f"width is {width!r}: give a whole number of at least 1.")
         _check_choice("stem", stem, ("7x7", "deep", "3x3"))
         _check_choice("shortcut", shortcut, ("A", "B", "C", "D"))
         _check_choice("output_stride", output_stride, (8, 16, 32))

@@ -15,11 +15,12 @@ from pydantic import (
 from backbones.errors import UserError
 from backbones.fpn import PYRAMID_STANDARD_OPTIONS, PYRAMIDS
 from backbones.registry import BACKBONES, STANDARD_OPTIONS, Registry
-from engine.data.augmentations import AUGMENTATIONS
+from engine.data.augmentations import AUGMENTATIONS, MOST_PIXELS
 
 MOST = 10**6  # of whatever is counted: more is a slip of the keyboard, and would fill any memory
 PositiveInt = Annotated[int, Field(ge=1, le=MOST)]
 PositiveFloat = Annotated[float, Field(gt=0)]
+PositiveSide = Annotated[int, Field(ge=1, le=MOST_PIXELS)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 
 

@@ -64,8 +64,8 @@ def read_classes(given: str | list[str]) -> Classes:
             raise UserError(
                 f"data.classes: there is no file {given}. Give a text file with one class a line, a list, or imagenet."
             ) from None
-        except (OSError, UnicodeDecodeError) as error:
-            raise UserError(f"data.classes: {given} cannot be read as text: {error}.") from None
+        except (OSError, ValueError) as error:  # a zero byte in the name, or bytes that are no text
+            raise UserError(f"data.classes: {given!r} cannot be read as text: {error}.") from None
         while lines and not lines[-1].strip():
             lines.pop()
         names = [line.strip() for line in lines]

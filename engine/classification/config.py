@@ -20,9 +20,10 @@ from engine.config import (
     check_choice,
     registered,
 )
+from engine.data.augmentations import MOST_PIXELS
 
 NotNegative = Annotated[float, Field(ge=0)]
-Side = Annotated[int, Field(ge=2)]  # pixels; PyTorch fails at bringing images to 1 x 1
+Side = Annotated[int, Field(ge=2, le=MOST_PIXELS)]  # pixels; PyTorch fails at bringing images to 1 x 1
 PartOfTheRun = Annotated[list[int | float], Field(min_length=2, max_length=2)]
 
 
@@ -119,10 +120,10 @@ class ClassificationDataConfig(DataConfig):
                 "as much, or more"
             )
         for start, side in self.long_side_schedule:
-            if start < 0 or not isinstance(side, int) or side < 2:
+            if start < 0 or not isinstance(side, int) or not 2 <= side <= MOST_PIXELS:
                 raise ValueError(
                     f"long_side_schedule has [{start}, {side}]: give [from, pixels], a fraction of the run or epochs, and a "
-                    "whole number of at least 2"
+                    f"whole number from 2 to {MOST_PIXELS}"
                 )
         return self
 

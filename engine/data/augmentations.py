@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 AUGMENTATIONS: Registry[Callable[..., "list[BasicTransform] | SampleStep"]] = Registry("augmentation")
 register_augmentation = AUGMENTATIONS.register
 
+MOST_PIXELS = 2**14  # of an image's side: a square of so many, three channels in float32, takes 3 GB
+
 # Augmentations that bring every image to its training size themselves, so that min_size and max_size do not apply.
 RESIZING = {"large_scale_jitter"}
 # Those whose images are of other sizes than before, which therefore must not follow on the above.
@@ -77,6 +79,7 @@ def large_scale_jitter(*, size: int = 1024, min_scale: float = 0.1, max_scale: f
 
     from engine.data.resize import ScaleJitter
 
+    _check_side(size)
     if not 0 < min_scale <= max_scale:
         raise ValueError(f"min_scale {min_scale} must be above 0, and not above max_scale {max_scale}")
 
@@ -127,7 +130,13 @@ def mosaic(
     """
     from engine.data.mixing import Mosaic
 
+    _check_side(size)
     return Mosaic(size=size, min_scale=min_scale, max_scale=max_scale, margin=margin, min_visible=min_visible, p=p)
+
+
+def _check_side(size: int) -> None:
+    if not 1 <= size <= MOST_PIXELS:
+        raise ValueError(f"size is {size}: give pixels, from 1 to {MOST_PIXELS}")
 
 
 def build_steps(name: str, options: dict[str, Any]) -> "list[BasicTransform | SampleStep]":

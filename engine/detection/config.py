@@ -14,6 +14,7 @@ from engine.config import (
     ModelConfig,
     PositiveFloat,
     PositiveInt,
+    PositiveSide,
     PyramidConfig,
     RunConfig,
     Section,
@@ -67,7 +68,7 @@ class DetectionDataConfig(DataConfig):
     Left out: all."""
     drop_empty_images: bool = False
     """Whether to leave out training images without an object of these classes. They teach what is background."""
-    min_size: PositiveInt | Annotated[list[PositiveInt], Field(min_length=1)] = 800
+    min_size: PositiveSide | Annotated[list[PositiveSide], Field(min_length=1)] = 800
     """The shorter side of an image, pixels; a list is drawn from in training, its largest is used in evaluation."""
     max_size: PositiveInt = 1333
     """No side gets longer than this, pixels."""

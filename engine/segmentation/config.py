@@ -13,6 +13,7 @@ from engine.config import (
     ModelConfig,
     PositiveFloat,
     PositiveInt,
+    PositiveSide,
     PyramidConfig,
     RunConfig,
     Section,
@@ -121,13 +122,13 @@ class SegmentationDataConfig(DataConfig):
     line. Of COCO's format: the categories to keep, in this order; all others are background. Left out there: all."""
     ignore_index: PixelValue | list[PixelValue] | None = 255
     """The pixel value, or values, that are no class: not trained on, not scored. 0 for ADE20K; null for none."""
-    min_size: PositiveInt | Annotated[list[PositiveInt], Field(min_length=1)] | None = 520
+    min_size: PositiveSide | Annotated[list[PositiveSide], Field(min_length=1)] | None = 520
     """The shorter side of an image, pixels; null: its own. A list is drawn from in training, its largest used in evaluation."""
     max_size: PositiveInt = 2048
     """No side gets longer than this, pixels."""
     scale: Annotated[list[PositiveFloat], Field(min_length=2, max_length=2)] | None = None
     """[least, most]: in training both sizes are multiplied by a factor drawn evenly from these."""
-    crop_size: PositiveInt | None = None
+    crop_size: PositiveSide | None = None
     """Side of the square that is cut out of a training image at random, pixels; what it lacks is padded. null: none is cut."""
     crop_max_share: Annotated[Fraction, Field(gt=0)] = 1.0
     """A crop in which one class has more than this share of the pixels is drawn again, up to ten times."""

@@ -77,6 +77,8 @@ def test_levels_that_would_not_be_trained_are_refused(make_config, level):
         ("data.scale=[2.0, 0.5]", ["data: scale [2.0, 0.5] must be [least, most]"]),
         ("data.scale=[1.0]", ["data.scale", "at least 2 items"]),
         ("data.crop_max_share=0.5", ["crop_max_share goes with crop_size"]),
+        ("data.crop_size=1000000", ["data.crop_size", "less than or equal to 16384"]),
+        ("data.min_size=[64, 1000000]", ["data.min_size.1", "less than or equal to 16384"]),
         ("data.crop_size=0", ["data.crop_size", "greater than or equal to 1"]),
         ("data.classes={one: a, 2: b}", ["the pixel value 'one'", "whole numbers from 0 to 65535"]),
         ("data.classes={0: a, 65536: b}", ["the pixel value '65536'"]),
