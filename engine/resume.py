@@ -118,6 +118,10 @@ def _choose(folder: Path, resume: str | None, restart: str | None, *, reporter: 
     if resume and not Path(resume).is_file():
         # argparse takes the word after --resume for its PATH, also where it is an override.
         hint = " To resume from last.pt with this override, put it before --resume." if "=" in resume else ""
+        if Path(resume).is_dir():
+            hint = (
+                f" It is a folder: name a file in it ({Path(resume) / LAST}), or give --resume alone for the newest of output_dir."
+            )
         raise UserError(f"There is no checkpoint at {resume}.{hint}")
     if own and not goes_on_here:
         raise UserError(f"{folder} holds a run already. Go on with it: --resume. Or start another: output_dir=FOLDER.")
@@ -163,32 +167,48 @@ def check_same_run(checkpoint: Checkpoint, config: RunConfig, *, processes: int)
     A key that came into the config after the checkpoint counts as its default.
 
     Returns:
-        Lines on what has changed that may, but makes the last digits others than those of a run that was not stopped.
+        Lines on what has changed that may, but makes other weights than those of a run that was not stopped.
 
     Raises:
-        UserError: something else differs; the message names the key.
+        UserError: something else differs; the message names the keys.
     """
     check_job(checkpoint.job, config.job, where=str(checkpoint.path))
     saved, own = checkpoint.load_config().model_dump(), config.model_dump()
+    refused = []
     for section in ("model", "data", "train", "optimizer", "seed"):
-        before, now = saved[section], own[section]
-        if not isinstance(now, dict):
-            before, now = {section: before}, {section: now}
-        for key in now:
-            if key not in FREE_KEYS and before.get(key) != now[key]:
-                name = section if key == section else f"{section}.{key}"
-                raise UserError(
-                    f"{checkpoint.path} was trained with {name}={before.get(key)}, the config now says {now[key]}. "
-                    "Resume with the same, or start another run: output_dir=FOLDER."
-                )
+        for name, before, now in _differences(section, saved[section], own[section]):
+            if not any(part in FREE_KEYS for part in name.split(".")[1:2]):
+                refused.append(f"{name}={before}, the config now says {now}")
+    if refused:
+        raise UserError(
+            f"{checkpoint.path} was trained with {'; with '.join(refused)}. "
+            "Resume with the same, or start another run: output_dir=FOLDER."
+        )
+    lines = []
+    differences = _differences("train.epochs", saved["train"]["epochs"], own["train"]["epochs"])
+    differences += _differences("schedule", saved["schedule"], own["schedule"])
+    if differences:
+        named = ", ".join(f"{name} is {now}, was {before}" for name, before, now in differences)
+        lines.append(f"{named}: the learning rate follows the new schedule from here")
     changes = []
     assert checkpoint.training is not None, "find_checkpoint gives no other"
     count = checkpoint.training.get("processes", processes)
     if count != processes:
         changes.append(f"resumed on {processes} {'process' if processes == 1 else 'processes'}, was {count}: the same batches")
-    for key in ("compile", "accumulate"):
-        if saved["train"][key] != own["train"][key]:
-            changes.append(f"train.{key} is {own['train'][key]}, was {saved['train'][key]}")
+    for name in ("train.compile", "train.accumulate", "distributed.gradient_compression", "distributed.sync_batch_norm"):
+        section, key = name.split(".")
+        for _, before, now in _differences(name, saved[section][key], own[section][key]):
+            changes.append(f"{name} is {now}, was {before}")
     if changes:
         changes.append("  the weights will differ a little from those of a run that was not changed")
-    return changes
+    return lines + changes
+
+
+def _differences(name: str, before: Any, now: Any) -> list[tuple[str, Any, Any]]:
+    """The keys of a config, or of a part of it, whose values differ, with both; a key that is not there counts as none."""
+    if isinstance(before, dict) and isinstance(now, dict):
+        keys = dict.fromkeys([*now, *before])
+        if before.get("name") != now.get("name"):  # another thing has other options
+            keys = {"name": None}
+        return [found for key in keys for found in _differences(f"{name}.{key}", before.get(key), now.get(key))]
+    return [(name, before, now)] if before != now else []

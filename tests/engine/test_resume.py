@@ -362,6 +362,16 @@ def test_what_may_change_but_changes_the_last_digits_is_said(make_config, tmp_pa
     assert "resumed on 1 process, was 2: the same batches\n" in out
     assert "train.accumulate is 2, was 1\n" in out
     assert "the weights will differ a little" in out
+    assert "train.epochs is 2, was 1: the learning rate follows the new schedule from here\n" in out
+
+
+def test_another_schedule_and_another_exchange_of_gradients_are_said(make_config, tmp_path, capsys):
+    train(make_config(*SHORT))
+    changes = "schedule.name=cosine", "schedule.warmup_steps=0", "distributed.gradient_compression=bf16"
+    train(make_config(*SHORT, *changes), resume="")
+    out = capsys.readouterr().out
+    assert "schedule.name is cosine, was multistep: the learning rate follows the new schedule from here\n" in out
+    assert "distributed.gradient_compression is bf16, was None\n" in out
 
 
 def test_a_checkpoint_from_before_a_key_was_added_is_gone_on_from_where_the_key_has_its_default(make_config, tmp_path):
@@ -400,8 +410,9 @@ def finished(tmp_path_factory) -> SimpleNamespace:
         ("train.precision=bf16", r"train\.precision=float32"),
         ("data.min_size=[48, 64]", r"data\.min_size=64"),
         ("data.augmentations=[{name: vertical_flip}]", r"data\.augmentations"),
-        ("model.head.box_head_dim=48", r"model\.head"),
-        ("model.backbone.norm=bn", r"model\.backbone"),
+        ("model.head.box_head_dim=48", r"model\.head\.box_head_dim=\d+, the config now says 48\. "),
+        ("model.head.name=cascade_rcnn", r"model\.head\.name=faster_rcnn, the config now says cascade_rcnn\. "),
+        ("model.backbone.norm=bn", r"model\.backbone\.norm="),
         ("seed=3", r"seed=0, the config now says 3"),
     ],
 )
@@ -411,6 +422,21 @@ def test_a_resume_with_another_config_is_refused_and_the_key_named(finished, ove
     with pytest.raises(UserError, match=message):
         train(config, resume="")
     assert contents(finished.folder) == before
+
+
+def test_all_that_differs_is_named_at_once(finished):
+    changes = "optimizer.lr=0.5", "seed=3", "data.max_size=99"
+    config = toy_config(*SHORT, *changes, data=finished.data, output_dir=finished.folder)
+    with pytest.raises(UserError) as refused:
+        train(config, resume="")
+    assert "was trained with data.max_size=" in str(refused.value)
+    assert "the config now says 99; with optimizer.lr=0.01, the config now says 0.5; with seed=0" in str(refused.value)
+
+
+def test_a_folder_in_the_place_of_a_checkpoint_is_said_to_be_one(finished):
+    config = toy_config(*SHORT, data=finished.data, output_dir=finished.folder)
+    with pytest.raises(UserError, match=r"It is a folder: name a file in it \(.*last\.pt\), or give --resume alone"):
+        train(config, resume=str(finished.folder))
 
 
 def test_best_weights_cannot_be_resumed_from(finished):
