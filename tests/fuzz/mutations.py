@@ -191,13 +191,13 @@ def bounds(seconds: int = SECONDS, memory: int = MEMORY) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_AS, before)
 
 
-def refusal(use: Callable[[], None], *, names: str) -> str | None:
+def refusal(use: Callable[[], None], *, names: str, seconds: int = SECONDS) -> str | None:
     """The message of the UserError that `use` ends in, None where it runs; anything else is raised.
 
     Args:
         names: what the message must name: the file.
     """
-    with bounds():
+    with bounds(seconds):
         try:
             use()
         except UserError as error:
