@@ -61,10 +61,11 @@ def fcos(
     check_shares({"score_thresh": score_thresh, "nms_thresh": nms_thresh})
     check_counts({"detections_per_img": detections_per_img, "topk_candidates": topk_candidates})
     levels = feature_levels(backbone)
-    if backbone.out_channels % NORM_GROUPS:
+    channels = next(iter(levels.values())).channels
+    if channels % NORM_GROUPS:
         raise UserError(
             f"FCOS normalises its layers in {NORM_GROUPS} groups of channels, and the pyramid's out_channels is "
-            f"{backbone.out_channels}: give a multiple of {NORM_GROUPS}."
+            f"{channels}: give a multiple of {NORM_GROUPS}."
         )
     anchors = anchor_generator(levels, anchor_scale=1, aspect_ratios=(1.0,))
     fcos_class = BatchedFCOS if fast else FCOS
