@@ -148,8 +148,8 @@ def _refuse_imports(values: Any, key: Key, source: _Source) -> None:
         if is_name and module not in sys.modules and not source.place(key).startswith("the override"):
             raise UserError(
                 f"{source.path} says {_dotted(key)}={values}, by which the module {module!r} would be imported and its code "
-                f"run. If you trust it, say so: {_dotted(key)}={values} (predict.py: after --set; extract_features.py, replay.py: "
-                f"--import {module}; in Python: import it first)."
+                f"run. If you trust it, say so: {_dotted(key)}={values} (predict.py: after --set; extract_features.py and "
+                f"replay.py: --import {module}; in Python: import it first)."
             )
 
 
