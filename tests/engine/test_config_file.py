@@ -523,7 +523,19 @@ def test_a_dumped_config_is_the_same_when_loaded(tmp_path_factory, text, lr, mil
 def test_a_dump_states_the_defaults_in_the_schemas_order(load):
     text = dump_config(load(LEAST))
     keys = [line.split(":")[0] for line in text.splitlines() if line and not line.startswith(" ")]
-    assert keys == "job model data train optimizer schedule eval distributed seed device output_dir".split()
+    assert keys == [
+        "job",
+        "model",
+        "data",
+        "train",
+        "optimizer",
+        "schedule",
+        "eval",
+        "distributed",
+        "seed",
+        "device",
+        "output_dir",
+    ]
     assert "batch_size: 16" in text
 
 
