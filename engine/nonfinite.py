@@ -3,6 +3,7 @@
 import json
 import math
 import platform
+import shlex
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,9 +24,11 @@ from engine.files import picture_names
 from engine.job import Job, SampleSet
 from engine.replay import Circumstances, Part, at_fault_alone, nonfinite_parameters, save_parts, total_loss, watched_step
 from engine.resume import TrainingState
+from engine.saving import LAST
 from heads.cropped_masks import CroppedMasks
 
 KEPT = 5  # reports of each process: a run that skips could fill the disk
+_NAMED = 16  # images that a message names, at most
 _LEAST_SCALE = 1.0  # of fp16: a gradient that overflows at this scale overflows by itself
 
 
@@ -115,12 +118,18 @@ class StepGuard:
         state.optimizer.zero_grad(set_to_none=True)
         if state.scaler.is_enabled():
             state.scaler.update(new_scale=state.scaler.get_scale())  # it forgets the step, and keeps its scale
-        text = self._describe(everyone, reports, reporting, norm, parameters)
+        what = self._describe(everyone, reports, reporting, norm, parameters)
+        report = reports[reporting[0]]
+        assert report is not None, "who is at fault reports"
         if train.on_nonfinite == "stop" or in_a_row >= train.max_skipped:
-            raise UserError(text + (f" It is the {in_a_row}th step in a row to be left out." if in_a_row > 1 else ""))
+            lines = [what, *self._advice(report), *self._where(report)]
+            if in_a_row > 1:
+                lines.append(f"It is the {_ordinal(in_a_row)} step in a row to be left out.")
+            raise UserError("\n  ".join(lines))
         state.skipped, state.skipped_in_a_row = state.skipped + 1, in_a_row
         self.images = [image for rank in reporting for image in everyone[rank]["images"]]
-        self.said = f"{text} The step is left out, the {state.skipped}. of this run."
+        left_out = f"The step is left out, the {_ordinal(state.skipped)} of this run."
+        self.said = "\n  ".join([f"{what} {left_out}", *self._where(report)])
 
     def _describe(
         self,
@@ -145,21 +154,29 @@ class StepGuard:
         where = f" in process {first}" if self.world.size > 1 and not own["finite"] else ""
         more = f" (processes {reporting[1:]} had such images, too)" if reporting[1:] and not own["finite"] else ""
         alone = report["alone"]
-        suspects = f", of which {alone} lead to it alone" if alone and len(alone) < len(images) else ""
-        advice = (
-            "Training has diverged: use a lower optimizer.lr "
-            f"(now {self.config.optimizer.lr}), a longer schedule.warmup_steps, or train.clip_grad_norm=10. Or one of these "
-            "images, or its annotations, is at fault: train.on_nonfinite=skip leaves such steps out. "
-            f"The last checkpoint in {self.config.output_dir} is from before."
+        suspects = f", of which {_ids(alone)} lead to it alone" if alone and len(alone) < len(images) else ""
+        return f"{what}{where}, on images {_ids(images)}{suspects}{more}."
+
+    def _advice(self, report: dict[str, Any]) -> list[str]:
+        """What to do about it: from the images that lead to it alone it is known whose fault it may be."""
+        lower = (
+            f"a lower optimizer.lr (now {self.config.optimizer.lr:g}), a longer schedule.warmup_steps, "
+            "or train.clip_grad_norm=10"
         )
-        lines = [f"{what}{where}, on images {images}{suspects}{more}.", advice]
+        images = "train.on_nonfinite=skip leaves such steps out"
+        if len(report["alone"]) == report["images"] > 1:
+            advice = f"Each of them leads to it alone, so it is the weights that have diverged: use {lower}."
+        else:
+            advice = f"Training has diverged: use {lower}. Or an image or its annotations are at fault: {images}."
+        saved = f"The last checkpoint in {self.config.output_dir} is from before."
+        return [advice, saved if report["is_saved"] else "No checkpoint had been saved yet."]
+
+    def _where(self, report: dict[str, Any]) -> list[str]:
+        """Where the report is, and what went wrong with it."""
+        lines = []
         if report["path"]:
-            lines.append(
-                f"What the step was given is in {report['path']}; run it again: python tools/replay.py {report['path']}"
-            )
-        if report["error"]:
-            lines.append(f"({report['error']})")
-        return " ".join(lines)
+            lines.append(f"To run it again, with all that it was given: python tools/replay.py {shlex.quote(report['path'])}")
+        return lines + ([f"({report['error']})"] if report["error"] else [])
 
     # ---- The report ----
 
@@ -175,7 +192,8 @@ class StepGuard:
         path = self.folder / f"step_{step + 1:06}_rank{rank}"
         part = path.with_name(f".{path.name}.partial")
         content = self._content(norm, parameters, circumstances)
-        summary: dict[str, Any] = {"path": "", "alone": [], "error": ""}
+        summary: dict[str, Any] = {"path": "", "alone": [], "error": "", "images": len(content["images"])}
+        summary["is_saved"] = (self.folder.parent / LAST).is_file()
         try:
             notes = content["notes"]
             if self.world.size > 1 and any(isinstance(module, nn.SyncBatchNorm) for module in self.state.model.modules()):
@@ -270,6 +288,17 @@ class _Buffers:
     def restore(self) -> None:
         for buffer, kept in zip(self._model.buffers(), self._kept, strict=True):
             buffer.copy_(kept)
+
+
+def _ids(images: Sequence[int]) -> str:
+    """The first of a batch's images: the report has all."""
+    named, more = list(images[:_NAMED]), len(images) - _NAMED
+    return f"{named} and {more} more" if more > 0 else str(named)
+
+
+def _ordinal(number: int) -> str:
+    ending = "th" if number % 100 in (11, 12, 13) else {1: "st", 2: "nd", 3: "rd"}.get(number % 10, "th")
+    return f"{number}{ending}"
 
 
 def _number(value: float) -> float | str:

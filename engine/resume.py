@@ -119,9 +119,8 @@ def _choose(folder: Path, resume: str | None, restart: str | None, *, reporter: 
         # argparse takes the word after --resume for its PATH, also where it is an override.
         hint = " To resume from last.pt with this override, put it before --resume." if "=" in resume else ""
         if Path(resume).is_dir():
-            hint = (
-                f" It is a folder: name a file in it ({Path(resume) / LAST}), or give --resume alone for the newest of output_dir."
-            )
+            file = Path(resume) / LAST
+            hint = f" It is a folder: name a file in it ({file}), or give --resume alone for the newest of output_dir."
         raise UserError(f"There is no checkpoint at {resume}.{hint}")
     if own and not goes_on_here:
         raise UserError(f"{folder} holds a run already. Go on with it: --resume. Or start another: output_dir=FOLDER.")

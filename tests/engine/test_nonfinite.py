@@ -219,7 +219,7 @@ def test_a_report_that_cannot_be_written_does_not_hide_the_message(poisoned, mak
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(engine.nonfinite, "save_parts", full)
-    with pytest.raises(UserError, match=rf"loss is not finite.*{bad}.*No space left on device"):
+    with pytest.raises(UserError, match=rf"(?s)loss is not finite.*{bad}.*No space left on device"):
         train(make_config("train.batch_size=4", data=data))
     assert list((tmp_path / "run" / "nonfinite").iterdir()) == [], "nothing half-written"
 
@@ -284,7 +284,7 @@ def test_a_step_that_is_left_out_changes_nothing_and_is_counted(poisoned, make_c
     options = ("train.batch_size=1", "model.backbone.norm=bn", "train.ema={decay: 0.5}", "train.on_nonfinite=skip")
     train(make_config(*options, data=data))
     out = capsys.readouterr().out
-    (line,) = (line for line in out.splitlines() if "left out, the 1. of this run" in line)
+    (line,) = (line for line in out.splitlines() if "left out, the 1st of this run" in line)
     assert f"on images [{bad}]" in line
     step = content_of(report_of(tmp_path / "run"))["step"]
     assert [number for number, (before, after) in enumerate(taken, start=1) if equal(before, after)] == [step]
@@ -312,6 +312,33 @@ def test_too_many_in_a_row_stop_and_the_disk_is_not_filled(poisoned, make_config
         train(make_config("train.batch_size=1", "train.on_nonfinite=skip", "train.max_skipped=7", data=data))
     kept = sorted(path.name for path in (tmp_path / "run" / "nonfinite").iterdir())
     assert kept == [f"step_{step:06}_rank0" for step in range(1, 6)]
+
+
+def test_the_advice_comes_once_and_follows_from_the_images(poisoned, make_config, data, capsys):
+    poisoned(every=True)
+    options = ("train.batch_size=4", "train.on_nonfinite=skip", "train.max_skipped=2")
+    with pytest.raises(UserError) as caught:
+        train(make_config(*options, data=data))
+    said = capsys.readouterr().out
+    assert "The step is left out, the 1st of this run.\n  To run it again" in said
+    assert "optimizer.lr" not in said, "the advice is for the end"
+    assert "Each of them leads to it alone, so it is the weights that have diverged: use a lower optimizer.lr" in str(
+        caught.value
+    )
+    assert "on_nonfinite=skip" not in str(caught.value)
+    assert "No checkpoint had been saved yet." in str(caught.value)
+
+
+def test_a_checkpoint_from_before_is_spoken_of_where_there_is_one(poisoned, make_config, data):
+    train(make_config("train.epochs=1", data=data))
+    poisoned(every=True)
+    with pytest.raises(UserError, match=r"The last checkpoint in \S*run is from before\."):
+        train(make_config("train.epochs=2", data=data), resume="")
+
+
+def test_of_a_large_batch_some_images_are_named():
+    assert engine.nonfinite._ids([3, 1]) == "[3, 1]"
+    assert engine.nonfinite._ids(range(20)) == f"{list(range(16))} and 4 more"
 
 
 def test_an_overflow_of_fp16_is_the_scalers(make_config, data, tmp_path, monkeypatch):
@@ -365,7 +392,7 @@ def test_two_processes_decide_alike_and_name_the_image_of_one(on_processes, make
     written = sorted(path.name for path in (tmp_path / "run" / "nonfinite").iterdir())
     assert "step_000001_rank1" in written
     assert len(written) == (1 if how == "stop" else 2)
-    assert ("left out, the 1. of this run" in ended[0].output) == (how == "skip")
+    assert ("left out, the 1st of this run" in ended[0].output) == (how == "skip")
     assert "Traceback" not in together
 
 
