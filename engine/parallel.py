@@ -1,6 +1,7 @@
 """A model trained on several processes: their gradients become one, and nothing else of a step waits for another process."""
 
 import inspect
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -56,6 +57,8 @@ def parallelize(model: nn.Module, config: DistributedConfig, world: World, *, so
     """
     if world.size == 1:
         return model
+    # Of a 1 x 1 convolution's gradient, whose strides over dimensions of size 1 may be any: four lines on every process.
+    warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
     sends_buffers: dict[str, Any] = {_BUFFERS: buffers_count_in_training(model)}
     parallel = DistributedDataParallel(
         model,
