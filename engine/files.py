@@ -62,6 +62,17 @@ def write_whole(path: Path, data: bytes) -> None:
         raise
 
 
+def is_gone(path: Path) -> bool:
+    """Whether a file or folder has no name any more; what cannot be looked at is not gone."""
+    try:
+        path.stat()
+    except FileNotFoundError:
+        return True
+    except OSError:
+        return False
+    return False
+
+
 def sync_folder(folder: Path) -> None:
     """Have a folder's names on the disk: without it a renamed file may be back under its old name after a loss of power."""
     try:

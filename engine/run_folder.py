@@ -9,7 +9,7 @@ from engine.config import RunConfig
 from engine.config_file import dump_config
 from engine.data.annotations import Category
 from engine.distributed import World
-from engine.files import FolderError, WriteErrors, make_folder, write_whole
+from engine.files import FolderError, WriteErrors, is_gone, make_folder, write_whole
 from engine.job import Evaluation
 from engine.preemption import Preempted
 from engine.progress import Reporter
@@ -156,5 +156,14 @@ class RunFolder:
             tracker.close()
 
     def _flush(self) -> None:
+        if self.trackers and is_gone(self.path / "config.yaml"):
+            self.reporter.line(
+                f"warning: {self.path} was deleted. Training goes on and writes it again, but not the checkpoints of before."
+            )
+            try:
+                self.path.mkdir(parents=True, exist_ok=True)
+                write_whole(self.path / "config.yaml", dump_config(self.config).encode())
+            except OSError as error:
+                self.errors.failed("config.yaml", error, then="it is left out")
         for tracker in self.trackers:
             tracker.flush()

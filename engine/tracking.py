@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 from typing import Any, Protocol
 
-from engine.files import WriteErrors, write_whole
+from engine.files import WriteErrors, is_gone, write_whole
 
 
 class Tracker(Protocol):
@@ -121,7 +121,10 @@ class TensorBoardTracker:
 
 
 class _AppendedFile:
-    """A file that is appended to at once. What could not be written is kept, and goes before what comes next."""
+    """A file that is appended to at once. What could not be written is kept, and goes before what comes next.
+
+    A file that somebody deletes meanwhile is there again, as it was, after the next `flush`.
+    """
 
     def __init__(self, path: Path, errors: WriteErrors | None) -> None:
         self.path = path
@@ -134,7 +137,8 @@ class _AppendedFile:
         self._pending += data
         try:
             if self._handle is None:
-                self._handle = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+                self._handle = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o666)
             while self._pending:
                 self._pending = self._pending[os.write(self._handle, self._pending) :]
         except OSError as error:
@@ -146,6 +150,10 @@ class _AppendedFile:
             self.errors.succeeded(self._name)
 
     def flush(self) -> None:
+        if self._handle is not None and is_gone(self.path):
+            self._pending = self._whole() + self._pending
+            os.close(self._handle)
+            self._handle = None
         self.append(b"")
         if self._handle is not None and not self._pending:
             try:
@@ -160,6 +168,14 @@ class _AppendedFile:
             self.append(b"")
             os.close(self._handle)
             self._handle = None
+
+    def _whole(self) -> bytes:
+        """What the open file has, wherever its name is."""
+        assert self._handle is not None
+        try:
+            return os.pread(self._handle, os.fstat(self._handle).st_size, 0)
+        except OSError:
+            return b""
 
     @property
     def _name(self) -> str:

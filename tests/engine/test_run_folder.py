@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -115,3 +116,19 @@ def test_a_disk_that_stays_full_ends_with_a_message_and_the_last_good_checkpoint
     train(toy_config(*overrides, data=toy_data, output_dir=tmp_path / "after"), resume="")
     assert steps(tmp_path / "after") == WHOLE
     assert load_checkpoint(tmp_path / "after" / "epoch_0003.pt").training["step"] == 3
+
+
+def test_a_folder_that_is_deleted_meanwhile_is_said_and_written_again(make_config, tmp_path, monkeypatch, capsys):
+    log = JsonlTracker.log
+
+    def log_and_delete(tracker: JsonlTracker, kind: str, step: int, values: dict[str, Any]) -> None:
+        log(tracker, kind, step, values)
+        if (kind, step) == ("train", 1):
+            shutil.rmtree(tmp_path / "run")
+
+    monkeypatch.setattr(JsonlTracker, "log", log_and_delete)
+    train(make_config("train.batch_size=6", "train.epochs=2", "train.log_steps=1"))
+    assert capsys.readouterr().out.count(f"warning: {tmp_path / 'run'} was deleted.") == 1
+    found = {path.name for path in (tmp_path / "run").iterdir()}
+    assert found >= {"config.yaml", "metrics.jsonl", "tensorboard", "last.pt", "best.pt", "eval"}
+    assert ("train", 1) in steps(tmp_path / "run")

@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import shutil
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -133,3 +134,21 @@ def test_what_a_full_disk_does_not_take_is_written_when_it_does(tmp_path, monkey
     assert [json.loads(line)["step"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()] == [1, 2]
     events = EventAccumulator(str(tmp_path / "tb")).Reload()
     assert [(event.step, event.value) for event in events.Scalars("train/loss")] == [(1, 1.5), (2, 1.5)]
+
+
+def test_files_that_are_deleted_meanwhile_are_there_again_and_whole(tmp_path):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    trackers = JsonlTracker(folder / "metrics.jsonl"), TensorBoardTracker(folder / "tensorboard")
+    for step in (1, 2, 3):
+        for tracker in trackers:
+            tracker.log("train", step, {"loss": 0.5})
+        if step == 1:
+            shutil.rmtree(folder)
+        for tracker in trackers:
+            tracker.flush()
+    for tracker in trackers:
+        tracker.close()
+    assert [json.loads(line)["step"] for line in (folder / "metrics.jsonl").read_text().splitlines()] == [1, 2, 3]
+    events = EventAccumulator(str(folder / "tensorboard")).Reload()
+    assert [event.step for event in events.Scalars("train/loss")] == [1, 2, 3]
