@@ -84,8 +84,11 @@ def load_pickled_tensors(path: Path) -> Any:
             "from the file. Save the state dict alone: torch.save(model.state_dict(), path)."
         ) from error
     except Exception as error:  # a damaged file can fail anywhere in the reader: IndexError, struct.error, ...
-        first_line = str(error).splitlines()[0].rstrip(".") if str(error) else type(error).__name__
-        raise UserError(f"{path} cannot be read: {first_line}. It may be truncated; copy or download it again.") from error
+        if path.is_file() and path.stat().st_size == 0:
+            raise UserError(f"{path} is empty; copy or download it again.") from error
+        # PyTorch goes on for half a page.
+        reason = str(error).splitlines()[0].split(". ")[0].rstrip(".") if str(error) else type(error).__name__
+        raise UserError(f"{path} cannot be read: {reason}. It may be truncated; copy or download it again.") from error
 
 
 def _check_is_no_text(path: Path) -> None:

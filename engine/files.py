@@ -102,7 +102,8 @@ class WriteErrors:
     def failed(self, what: str, error: OSError | FolderError, *, then: str = "it is tried again at the next save") -> None:
         """A file could not be written."""
         self.count += 1
-        why = (isinstance(error, OSError) and error.strerror) or str(error)
+        cause = error.__context__ if isinstance(error, FolderError) else error  # its own advice is for a beginning
+        why = (isinstance(cause, OSError) and cause.strerror) or str(error)
         if what not in self.unwritten:
             self.tell(f"warning {self.count}: {what} could not be written ({why}). Training goes on; {then}.")
         self.unwritten[what] = why

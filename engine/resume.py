@@ -131,7 +131,11 @@ def _choose(folder: Path, resume: str | None, restart: str | None, *, reporter: 
     if not own:
         reporter.line(f"There is no checkpoint in {folder} yet: starting from the beginning.")
         return None
-    skipped = [] if own[0].name == LAST else [f"{folder / LAST} is not there: the run was killed as it was replaced."]
+    skipped = (
+        []
+        if own[0].name == LAST
+        else [f"{folder / LAST} is not there: it was deleted, or the run was killed as it was replaced."]
+    )
     for path in own:
         try:
             checkpoint = _load(path)
@@ -141,7 +145,8 @@ def _choose(folder: Path, resume: str | None, restart: str | None, *, reporter: 
         for reason in skipped:
             reporter.line(f"skipped: {reason}")
         return checkpoint
-    raise UserError("\n  ".join([f"No checkpoint in {folder} can be resumed from:", *skipped]))
+    begin_anew = "To begin anew, delete them, or name another folder: output_dir=FOLDER."
+    raise UserError("\n  ".join([f"No checkpoint in {folder} can be resumed from:", *skipped, begin_anew]))
 
 
 def _load(path: Path) -> Checkpoint:

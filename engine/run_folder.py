@@ -63,7 +63,8 @@ class RunFolder:
             events = TensorBoardTracker(self.path / "tensorboard", start_step=step, again=again, errors=self.errors)
         except OSError as error:
             raise UserError(
-                f"The folder {self.path} cannot be written to ({error.strerror}). Make room, or name another."
+                f"{error.filename or self.path} cannot be written ({error.strerror}). "
+                "Put that right, or name another folder: output_dir=FOLDER."
             ) from None
         self.trackers = [lines, events]
 
@@ -132,7 +133,7 @@ class RunFolder:
             missing = ", ".join(f"{what} ({why})" for what, why in self.errors.unwritten.items())
             raise UserError(
                 f"The training has ended, but in {self.path} this could not be written: {missing}. What is there is whole. "
-                "Make room, and give the same command with --resume: it goes on from the last good checkpoint."
+                "Put that right, and give the same command with --resume: it goes on from the last good checkpoint."
             )
 
     def leave(self, stop: Preempted, *, total_steps: int) -> None:

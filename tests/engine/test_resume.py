@@ -328,6 +328,8 @@ def test_where_no_checkpoint_is_good_each_is_named_with_its_fault(stateful, tmp_
     with pytest.raises(UserError, match=r"No checkpoint in .*run can be resumed from:") as caught:
         train(stateful(), resume="")
     assert [sum(name in line for line in str(caught.value).splitlines()) for name in names] == [1, 1, 1]
+    assert "last.previous.pt is empty; " in str(caught.value)
+    assert str(caught.value).endswith("output_dir=FOLDER.")
 
 
 def test_a_run_of_which_only_the_checkpoint_before_is_left_is_not_written_over(stateful, tmp_path):

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from backbones.errors import UserError
 from engine.checkpoint import load_checkpoint
 from engine.cli import run_tool
 from engine.tracking import JsonlTracker
@@ -132,3 +133,10 @@ def test_a_folder_that_is_deleted_meanwhile_is_said_and_written_again(make_confi
     found = {path.name for path in (tmp_path / "run").iterdir()}
     assert found >= {"config.yaml", "metrics.jsonl", "tensorboard", "last.pt", "best.pt", "eval"}
     assert ("train", 1) in steps(tmp_path / "run")
+
+
+def test_what_stands_in_the_way_is_named(make_config, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "tensorboard").touch()
+    with pytest.raises(UserError, match=r"run/tensorboard cannot be written \(File exists\)\. .*output_dir=FOLDER\."):
+        train(make_config())
