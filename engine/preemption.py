@@ -4,6 +4,7 @@ import os
 import signal
 import threading
 import time
+from contextlib import suppress
 from types import FrameType, TracebackType
 from typing import Any
 
@@ -23,7 +24,7 @@ class Preempted(SystemExit):
 
 
 class StopSignals:
-    """Within it, the first signal to stop is noted, and a second one ends the process at once.
+    """Within it, the first signal to stop is noted and answered, and a second one ends the process at once.
 
     All processes stop after the same step, without exchanging anything in each: one that finds a signal at the start of step
     n says in the store that step n + 2 is not to be taken, and all look there at the start of each. A process is ahead of
@@ -55,6 +56,11 @@ class StopSignals:
     def _receive(self, number: int, frame: FrameType | None) -> None:
         if self.received is None:
             self.received, self._at = number, time.monotonic()
+            if self.world.is_main:  # written past Python's buffers, in the midst of whose work this may come
+                name = signal.Signals(number).name
+                text = f"\n{name}: the run ends its step and saves; a second one ends it at once, unsaved\n"
+                with suppress(OSError):  # nobody may listen
+                    os.write(2, text.encode())
         elif not self._echoes or time.monotonic() - self._at > ECHO_SECONDS:
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)

@@ -141,7 +141,7 @@ def test_a_second_signal_ends_at_once():
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
     assert done.stdout == "15\n"
     assert done.returncode == -signal.SIGINT
-    assert done.stderr == ""
+    assert done.stderr == "\nSIGTERM: the run ends its step and saves; a second one ends it at once, unsaved\n"
 
 
 def test_under_torchrun_the_echo_of_a_signal_is_not_a_second_one(monkeypatch):
