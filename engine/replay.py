@@ -75,8 +75,15 @@ def watched_step(job: Job[Any], model: nn.Module, parts: Sequence[Part], circums
 
 
 def nonfinite_parameters(model: nn.Module) -> list[str]:
-    """The names of the parameters whose gradient is not finite."""
-    return [name for name, p in model.named_parameters() if p.grad is not None and not p.grad.isfinite().all()]
+    """The names of the parameters whose gradient is not finite, or so large that its norm is not.
+
+    Where only the norm of all is not, it is the largest.
+    """
+    norms = {name: parameter.grad.norm() for name, parameter in model.named_parameters() if parameter.grad is not None}
+    names = [name for name, norm in norms.items() if not norm.isfinite()]
+    if not names and norms and not torch.stack([norm.float() for norm in norms.values()]).norm().isfinite():
+        names = [max(norms, key=lambda name: float(norms[name]))]
+    return names
 
 
 def at_fault_alone(job: Job[Any], model: nn.Module, parts: Sequence[Part], circumstances: Circumstances) -> list[int]:

@@ -117,7 +117,8 @@ class RunFolder:
         except (OSError, FolderError) as error:
             self.errors.failed("predictions/", error, then="its pictures are left out")
             return
-        self.reporter.line(f"{len(drawn)} pictures in {folder}, weights in {self.path / BEST}")
+        pictures = f"{len(drawn)} pictures in {folder}, " if drawn else ""
+        self.reporter.line(f"{pictures}weights in {self.path / BEST}")
 
     def finish(self) -> None:
         """Try to write what could not be written once more.

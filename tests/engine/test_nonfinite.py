@@ -336,6 +336,18 @@ def test_a_checkpoint_from_before_is_spoken_of_where_there_is_one(poisoned, make
         train(make_config("train.epochs=2", data=data), resume="")
 
 
+@pytest.mark.parametrize("size", [1e20, 1.5e19], ids=["of one", "of all"])
+def test_gradients_whose_norm_alone_overflows_are_reported_too(make_config, data, tmp_path, monkeypatch, size):
+    def losses(self: DetectionJob, model: Any, images: list[Tensor], targets: list[dict[str, Any]]) -> dict[str, Tensor]:
+        trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        return {"loss": sum(parameter.flatten()[0] * size for parameter in trained)}
+
+    monkeypatch.setattr(DetectionJob, "losses", losses)
+    with pytest.raises(UserError, match=r"gradient is not finite at step 1 \(norm inf, \S+ for one"):
+        train(make_config("train.batch_size=4", data=data))
+    assert replay(report_of(tmp_path / "run"), device="cpu")
+
+
 def test_of_a_large_batch_some_images_are_named():
     assert engine.nonfinite._ids([3, 1]) == "[3, 1]"
     assert engine.nonfinite._ids(range(20)) == f"{list(range(16))} and 4 more"
