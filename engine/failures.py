@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import socket
 import sys
 import threading
@@ -60,22 +61,19 @@ class Failures:
         """
         if not isinstance(error, Exception):
             return  # it was told to end
-        store, rank = self.world.store, self.world.rank
-        assert store is not None
+        assert self.world.store is not None
         if _is_of_another(error):
             first = self._wait_for_first(seconds=5)
             if self.world.is_main and first is not None:
                 self._wait_for_others(seconds=3)
             if first is not None:
                 raise Ended(self._describe(first)) from None
-            line = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise Ended(
-                f"Another process has gone without a word: it was killed, or its machine was lost. ({line[:300]})"
+                f"Another process has gone without a word: it was killed, or its machine was lost. ({_core(error)})"
             ) from None
         text = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
-        note = json.dumps({"rank": str(rank), "host": socket.gethostname(), "text": text})
         try:
-            is_first = store.compare_set(_NOTE, "", note).decode() == note
+            is_first = note_failure(self.world, text)
         except RuntimeError:  # the store has gone with its process: what was heard before is all there is
             is_first = False
         first = None if is_first else self._wait_for_first(seconds=5)
@@ -124,6 +122,23 @@ class Failures:
         if first["host"] == socket.gethostname():
             return f"process {first['rank']} failed first, and says why."
         return f"process {first['rank']}, on {first['host']}, failed first: {first['text']}"
+
+
+def note_failure(world: "World", text: str) -> bool:
+    """Leave word of why this process fails; gives whether it is the first to.
+
+    Raises:
+        RuntimeError: the store has gone.
+    """
+    assert world.store is not None
+    note = json.dumps({"rank": str(world.rank), "host": socket.gethostname(), "text": text})
+    return bool(world.store.compare_set(_NOTE, "", note).decode() == note)
+
+
+def _core(error: Exception) -> str:
+    """What an error of PyTorch's says, without the place in its source before it and the advice behind it."""
+    line = (str(error).strip() or type(error).__name__).splitlines()[0]
+    return re.sub(r"^\[\S+:\d+\] ", "", line).split(". ")[0][:300]
 
 
 def _is_of_another(error: Exception) -> bool:

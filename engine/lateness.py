@@ -6,6 +6,7 @@ import threading
 import time
 
 from engine.distributed import World
+from engine.failures import note_failure
 
 LOADS, COMPUTES = "loads its images", "computes"
 ORDER = (LOADS, COMPUTES)
@@ -47,6 +48,7 @@ class StepWatch:
                 if place is not None and place[1] == COMPUTES and time.monotonic() - place[2] > self.limit:
                     text = self._describe(place[0])
                     if self.world.announce_failure(text):
+                        note_failure(self.world, text)
                         print(text, file=sys.stderr, flush=True)
                     os._exit(1)  # the main thread is inside a collective, which nothing but its timeout ends
             except RuntimeError:  # the store has gone, and the run with it

@@ -56,7 +56,9 @@ class StopSignals:
     def _receive(self, number: int, frame: FrameType | None) -> None:
         if self.received is None:
             self.received, self._at = number, time.monotonic()
-            if self.world.is_main:  # written past Python's buffers, in the midst of whose work this may come
+            # torchrun's SIGTERM may be for another process that has failed: then this one cannot end its step.
+            if self.world.is_main and not (self._echoes and number == signal.SIGTERM):
+                # Written past Python's buffers, in the midst of whose work this may come.
                 name = signal.Signals(number).name
                 text = f"\n{name}: the run ends its step and saves; a second one ends it at once, unsaved\n"
                 with suppress(OSError):  # nobody may listen

@@ -1,6 +1,7 @@
 """One of several processes fails: one message, lines in place of tracebacks, and an end within seconds."""
 
 import os
+import re
 import sys
 import time
 from pathlib import Path
@@ -52,6 +53,7 @@ def test_one_that_is_killed_is_said_to_be_gone(on_processes):
     assert second.status == 9
     assert first.status == 2
     assert first.output.startswith("Another process has gone without a word")
+    assert not re.search(r"\.cc|worker|\. \w", first.output.partition("lost. ")[2]), "PyTorch's own advice is not for the user"
     assert first.output.count("\n") == 1
 
 

@@ -144,12 +144,15 @@ def test_a_second_signal_ends_at_once():
     assert done.stderr == "\nSIGTERM: the run ends its step and saves; a second one ends it at once, unsaved\n"
 
 
-def test_under_torchrun_the_echo_of_a_signal_is_not_a_second_one(monkeypatch):
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["TERM", "INT"])
+def test_under_torchrun_the_echo_of_a_signal_is_not_a_second_one(monkeypatch, capfd, number):
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "one")
     with StopSignals(ALONE) as signals:
-        os.kill(os.getpid(), signal.SIGTERM)
-        os.kill(os.getpid(), signal.SIGTERM)
-        assert signals.received == signal.SIGTERM
+        os.kill(os.getpid(), number)
+        os.kill(os.getpid(), number)
+        assert signals.received == number
+    # It also sends SIGTERM where another process has failed: nothing is saved then.
+    assert ("the run ends its step and saves" in capfd.readouterr().err) == (number == signal.SIGINT)
 
 
 def test_loader_processes_outlive_what_reaches_the_whole_group(toy_job):
