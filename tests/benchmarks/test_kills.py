@@ -61,7 +61,7 @@ def test_a_checkpoint_or_scores_that_are_missing_are_a_difference(finished):
     assert differences(*finished) == ["best.pt", "eval"]
 
 
-@pytest.mark.slow
+@pytest.mark.minutes
 @pytest.mark.parametrize(("processes", "kills"), [(1, 3), (2, 1)])
 def test_a_run_that_is_killed_ends_as_the_one_that_was_left_alone(tmp_path, processes, kills):
     start = Start(tmp_path / "whole", processes, ())

@@ -8,7 +8,7 @@ import torch
 from benchmarks.two_hosts import HOSTS, _equal, can_have_namespaces, compare, namespaces, run_job
 
 
-@pytest.mark.slow
+@pytest.mark.minutes
 @pytest.mark.parametrize("where", ["namespaces", "loopback"])
 def test_a_host_that_was_killed_comes_back_to_the_same_weights(tmp_path, where):
     if where == "namespaces" and not can_have_namespaces():

@@ -84,7 +84,7 @@ def train_with(config: Any, job: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "head", [MASKS, pytest.param(("model.head={name: fcos}", "model.pyramid.out_channels=64"), marks=pytest.mark.slow)]
+    "head", [MASKS, pytest.param(("model.head={name: fcos}", "model.pyramid.out_channels=64"), marks=pytest.mark.minutes)]
 )
 def test_one_process_of_two_never_sees_an_object_for_fifty_steps(on_processes, make_config, tmp_path, head):
     data = write_coco(tmp_path / "data", 4, sizes=((64, 64),))
@@ -144,7 +144,7 @@ def train_late(config: Any, seconds: float) -> None:
     train(config)
 
 
-@pytest.mark.parametrize("seconds", [4.0, pytest.param(90.0, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("seconds", [4.0, pytest.param(90.0, marks=pytest.mark.minutes)])
 def test_a_process_that_sleeps_before_the_evaluation_is_waited_for(on_processes, make_config, tmp_path, seconds):
     data = write_coco(tmp_path / "data", 4, sizes=((64, 64),))
     config = make_config("train.batch_size=4", f"distributed.step_minutes={0.25 * seconds / 4}", data=data)
