@@ -154,7 +154,7 @@ class StepGuard:
         where = f" in process {first}" if self.world.size > 1 and not own["finite"] else ""
         more = f" (processes {reporting[1:]} had such images, too)" if reporting[1:] and not own["finite"] else ""
         alone = report["alone"]
-        suspects = f", of which {_ids(alone)} lead to it alone" if alone and len(alone) < len(images) else ""
+        suspects = f", of which {_ids(alone)} lead to it alone" if alone and not _is_most(report) else ""
         return f"{what}{where}, on images {_ids(images)}{suspects}{more}."
 
     def _advice(self, report: dict[str, Any]) -> list[str]:
@@ -164,8 +164,9 @@ class StepGuard:
             "or train.clip_grad_norm=10"
         )
         images = "train.on_nonfinite=skip leaves such steps out"
-        if len(report["alone"]) == report["images"] > 1:
-            advice = f"Each of them leads to it alone, so it is the weights that have diverged: use {lower}."
+        if _is_most(report):
+            count = f"{len(report['alone'])} of {report['images']} images lead"
+            advice = f"{count} to it alone, so it is the weights that have diverged: use {lower}."
         else:
             advice = f"Training has diverged: use {lower}. Or an image or its annotations are at fault: {images}."
         saved = f"The last checkpoint in {self.config.output_dir} is from before."
@@ -288,6 +289,11 @@ class _Buffers:
     def restore(self) -> None:
         for buffer, kept in zip(self._model.buffers(), self._kept, strict=True):
             buffer.copy_(kept)
+
+
+def _is_most(report: dict[str, Any]) -> bool:
+    """Whether more than half of the images, each by itself, lead to what is not finite: then it is no image's fault."""
+    return bool(2 * len(report["alone"]) > report["images"])
 
 
 def _ids(images: Sequence[int]) -> str:

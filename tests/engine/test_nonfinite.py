@@ -322,7 +322,7 @@ def test_the_advice_comes_once_and_follows_from_the_images(poisoned, make_config
     said = capsys.readouterr().out
     assert "The step is left out, the 1st of this run.\n  To run it again" in said
     assert "optimizer.lr" not in said, "the advice is for the end"
-    assert "Each of them leads to it alone, so it is the weights that have diverged: use a lower optimizer.lr" in str(
+    assert "\n  4 of 4 images lead to it alone, so it is the weights that have diverged: use a lower optimizer.lr" in str(
         caught.value
     )
     assert "on_nonfinite=skip" not in str(caught.value)
