@@ -245,6 +245,14 @@ def test_a_finished_run_stays_as_it_is(make_config, tmp_path, capsys):
     assert {path for path in before if before[path] != after[path]} == set()
 
 
+def test_a_run_that_is_to_be_shorter_than_it_is_has_nothing_left(make_config, tmp_path, capsys):
+    train(make_config("train.batch_size=6", "train.epochs=2"))
+    steps = load_checkpoint(tmp_path / "run" / "last.pt").training["step"]
+    train(make_config("train.batch_size=6", "train.epochs=1"), resume="")
+    said = f"nothing is left to train: it is at step {steps}, and train.epochs asks for {steps // 2}\n"
+    assert said in capsys.readouterr().out
+
+
 def test_resuming_where_there_is_no_run_starts_one(make_config, tmp_path, capsys):
     train(make_config(*SHORT, name="fresh"))
     train(make_config(*SHORT, name="resumed"), resume="")
