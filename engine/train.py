@@ -318,9 +318,8 @@ class Run:
         if self.unused:
             others = f" and {len(self.unused) - 3} more" if len(self.unused) > 3 else ""
             line(f"no gradient reaches {', '.join(self.unused[:3])}{others}: each step is searched for such, which takes time")
-        if self.state.step > self.sampler.total_steps:
-            line(
-                f"nothing is left to train: it is at step {self.state.step}, and train.epochs asks for {self.sampler.total_steps}"
-            )
-        elif self.state.step:
-            line(f"resumed at step {self.state.step} of {self.sampler.total_steps}")
+        step, total = self.state.step, self.sampler.total_steps
+        if step > total:
+            line(f"nothing is left to train: it is at step {step}, and train.epochs asks for {total}")
+        elif step:
+            line(f"resumed at step {step} of {total}")
