@@ -445,7 +445,7 @@ def test_training_that_diverges_stops_and_says_where(make_config, tmp_path):
     assert len(image_ids) == 2
     assert set(image_ids) <= {image["id"] for image in content["images"]}
     assert "nan" in message or "inf" in message
-    assert "optimizer.lr (now 1000000000.0)" in message
+    assert "optimizer.lr (now 1e+09)" in message
     assert "clip_grad_norm" in message
 
 

@@ -267,7 +267,7 @@ def unknown_class(toy):
 @pytest.mark.parametrize("num_workers", [0, 1])
 def test_data_that_are_wrong_are_refused_and_named(tool, toy, spoil, parts, num_workers):
     spoil(toy)
-    done = tool("train_cls.py", toy.config, f"data.num_workers={num_workers}")
+    done = tool("train_cls.py", toy.config, f"data.num_workers={num_workers}", "data.on_fault=stop")
     assert_refused(done, *parts)
     assert not (toy.run / "last.pt").exists()
 

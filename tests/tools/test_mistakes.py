@@ -144,7 +144,7 @@ def test_a_checkpoint_of_something_else(tool, toy, tmp_path):
     ("command", "part"),
     [
         (["check_data.py", "nothing.yaml"], "nothing.yaml"),
-        (["predict.py", "nothing.pt", "nothing.jpg", "-o", "out"], "nothing.pt"),
+        (["predict.py", "nothing.pt", "nothing.jpg", "-o", "out"], "nothing.jpg"),
         (["replay.py", "nothing"], "nothing"),
     ],
 )

@@ -6,7 +6,7 @@ import torch
 def test_a_run_that_diverged_is_replayed_by_the_command_it_names(tool, toy):
     done = tool("train_det.py", toy.config, "optimizer.lr=1e9", "train.epochs=20")
     assert done.status == 2
-    command = done.err.rpartition("run it again: python tools/")[2].split()
+    command = done.err.rpartition(": python tools/")[2].split()
     assert command[0] == "replay.py"
     again = tool(*command, "--device", "cpu")
     assert (again.status, again.err) == (0, "")

@@ -72,7 +72,7 @@ def test_training_leaves_a_run_that_says_how_it_went_and_goes_on(tool, toy):
     assert "classes: 0 background, 1 square, 2 bar" in done.out
     assert len(numbers(done.out)) == 2 * 4 + len(NAMES)
     assert sorted(path.name for path in toy.run.iterdir()) == [
-        "best.pt", "config.yaml", "eval", "last.pt", "metrics.jsonl", "predictions", "tensorboard",
+        "best.pt", "config.yaml", "eval", "last.previous.pt", "last.pt", "metrics.jsonl", "predictions", "tensorboard",
     ]  # fmt: skip
     lines = [json.loads(line) for line in (toy.run / "metrics.jsonl").read_text().splitlines()]
     assert [line["kind"] for line in lines] == ["train", "eval"] * 2

@@ -63,7 +63,7 @@ def test_loader_processes_change_nothing(make_set, num_workers):
         for key, image, target in zip(keys, images, targets, strict=True):
             expected, expected_target = dataset[key]
             assert torch.equal(image, expected)
-            assert target == expected_target
+            assert target == expected_target | {"index": key[1]}
 
 
 def test_evaluation_gives_each_image_as_it_is_looked_at(make_set):
