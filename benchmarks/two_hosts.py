@@ -101,14 +101,16 @@ class Host:
             *SETTINGS,
             f"output_dir={output_dir}",
         ]
-        self.agent = subprocess.Popen(
-            [*self.prefix, sys.executable, "-m", "torch.distributed.run", *elastic, *meeting, *tool],
-            # Without the second, a host that is started anew waits for an address that no one writes again.
-            env=os.environ | {"OMP_NUM_THREADS": "1", "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"},
-            stdout=self.log.open("ab"),
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
+        # Without the second, a host that is started anew waits for an address that no one writes again.
+        environment = os.environ | {"OMP_NUM_THREADS": "1", "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
+        with self.log.open("ab") as log:
+            self.agent = subprocess.Popen(
+                [*self.prefix, sys.executable, "-m", "torch.distributed.run", *elastic, *meeting, *tool],
+                env=environment,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
 
     def processes(self) -> list[int]:
         """The process ids below torchrun's, its own first, the training process last."""
