@@ -1,7 +1,7 @@
 """Masks of an image's objects, of each only the part of the image that holds it.
 
-COCO's objects cover a twentieth of their image on average: carried whole, their masks are most of what a loader writes, sends
-and copies to the GPU, and 2,000 of them are 2 GB.
+Most objects cover a small part of their image: carried whole, their masks are most of what a loader writes, sends and copies to
+the GPU, and 2,000 of 800 x 1333 are 2 GB.
 """
 
 from collections.abc import Iterable, Sequence

@@ -1,7 +1,7 @@
 """The usual augmentations, flips, changes of colour and the resize, without albumentations' machinery around them.
 
-Everything is drawn, and comes out, as albumentations' Compose would have it; it takes a quarter of the time, and masks stay
-cropped all the way.
+Everything is drawn, and comes out, as albumentations' Compose would have it, but boxes to a rounding; and masks stay cropped
+all the way.
 """
 
 import random
