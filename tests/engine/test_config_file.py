@@ -496,7 +496,7 @@ def test_a_text_that_looks_like_something_else_is_dumped_as_text(load, text):
     st.none() | positive,
     st.integers(1, 2000) | st.lists(st.integers(1, 2000), min_size=1, max_size=5),
     st.lists(st.fixed_dictionaries({"name": st.just("horizontal_flip")}, optional={"p": st.floats(0, 1)}), max_size=3),
-    st.integers(0, 2**70),
+    st.integers(0, 2**63 - 1),
 )
 def test_a_dumped_config_is_the_same_when_loaded(tmp_path_factory, text, lr, milestones, clip, min_size, steps, seed):
     config = check_config(
@@ -518,6 +518,12 @@ def test_a_dumped_config_is_the_same_when_loaded(tmp_path_factory, text, lr, mil
     path = tmp_path_factory.getbasetemp() / "round_trip.yaml"
     path.write_text(dump_config(config), encoding="utf-8")
     assert load_config(path) == config
+
+
+@pytest.mark.parametrize("seed", [-1, 2**63])
+def test_a_seed_that_is_no_state_of_a_generator_is_refused(load, seed):
+    with pytest.raises(UserError, match="seed: Input should be"):
+        load(LEAST, f"seed={seed}")
 
 
 def test_a_dump_states_the_defaults_in_the_schemas_order(load):
