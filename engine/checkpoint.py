@@ -1,7 +1,6 @@
 """Checkpoints: all that is needed to use a model, and to go on training it. Written whole or not at all."""
 
-import contextlib
-import os
+import shutil
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +15,7 @@ from backbones.weights import check_fit, load_pickled_tensors
 from engine.config import RunConfig
 from engine.config_file import apply_overrides, check_job
 from engine.data.annotations import Category
-from engine.files import sync_folder
+from engine.files import replacing
 from engine.job import HasClasses, job_of
 
 FORMAT = 1
@@ -123,23 +122,21 @@ def write_checkpoint(path: Path, content: dict[str, Any], *, previous: Path | No
         OSError: it could not be written; what was at `path` is as it was.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f"{path.name}.part")
-    try:
-        with part.open("wb") as file:
-            patient = _PatientFile(file)
-            torch.save(content, patient)  # type: ignore[arg-type]  # all it needs of a file
-            if patient.error is not None:
-                raise patient.error
-            file.flush()
-            os.fsync(file.fileno())
-        if previous is not None and path.exists():
-            path.replace(previous)
-        part.replace(path)
-    except OSError:
-        with contextlib.suppress(OSError):
-            part.unlink(missing_ok=True)  # of a full disk it would keep what others need
-        raise
-    sync_folder(path.parent)
+    with replacing(path, previous=previous) as file:
+        patient = _PatientFile(file)
+        torch.save(content, patient)  # type: ignore[arg-type]  # all it needs of a file
+        if patient.error is not None:
+            raise patient.error
+
+
+def copy_checkpoint(source: Path, path: Path, *, previous: Path) -> None:
+    """Copy a checkpoint's file, with the care of `write_checkpoint`; `previous` may be the source.
+
+    Raises:
+        OSError: it could not be written; what was at `path` is as it was.
+    """
+    with source.open("rb") as original, replacing(path, previous=previous) as file:
+        shutil.copyfileobj(original, file)
 
 
 class _PatientFile:

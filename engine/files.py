@@ -1,8 +1,10 @@
 """Folders to write into, files written whole, names that do not collide, and endings of image files."""
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import BinaryIO
 
 from backbones.errors import UserError
 
@@ -50,16 +52,49 @@ def write_whole(path: Path, data: bytes) -> None:
     Raises:
         OSError: it cannot be written; the old one is as it was.
     """
+    with replacing(path) as file:
+        file.write(data)
+
+
+@contextmanager
+def replacing(path: Path, *, previous: Path | None = None) -> Iterator[BinaryIO]:
+    """A file to write that is flushed to the disk, and then moved to `path`: a reader sees the old one or the new one.
+
+    Args:
+        path: its place.
+        previous: where the file that was at `path` goes; None to write over it.
+
+    Raises:
+        OSError: it cannot be written; what was at `path` is as it was, and nothing is left beside it.
+    """
     part = path.with_name(f"{path.name}.part")
     try:
         with part.open("wb") as file:
-            file.write(data)
+            yield file
             file.flush()
             os.fsync(file.fileno())
+        if previous is not None and path.exists():
+            _keep(path, previous)
         part.replace(path)
     except OSError:
-        part.unlink(missing_ok=True)
+        with suppress(OSError):
+            part.unlink(missing_ok=True)  # of a full disk it would keep what others need
         raise
+    sync_folder(path.parent)
+
+
+def _keep(path: Path, previous: Path) -> None:
+    """Give a file another name, too, in the place of what has it."""
+    if previous.exists() and previous.samefile(path):
+        return  # a write before this one came so far, and no further
+    link = previous.with_name(f"{previous.name}.part")
+    link.unlink(missing_ok=True)
+    try:
+        link.hardlink_to(path)  # so that there is a file at `path` all the time
+    except OSError:
+        path.replace(previous)  # not every file system has links
+    else:
+        link.replace(previous)
 
 
 def is_gone(path: Path) -> bool:

@@ -1,15 +1,15 @@
 """A step's forward and backward pass once more, watched for where it first leaves the finite numbers."""
 
-import json
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
+from pydantic import BaseModel, Field, ValidationError
 from torch import Tensor, nn
 
 from backbones.errors import UserError
@@ -200,6 +200,35 @@ def _from_plain(value: Any, device: torch.device, *, key: str = "") -> Any:
 # ---- A report's step ----
 
 
+class _Image(BaseModel):
+    id: int
+    file: str
+
+
+class _Report(BaseModel):
+    """What of a report.json a replay needs; numbers that are not finite are there as text."""
+
+    step: int
+    rank: int
+    images: list[_Image]
+    losses: list[Losses]
+    step_seed: int = Field(ge=0, lt=2**63)
+    precision: Literal["fp32", "fp16", "bf16"]
+    loss_scale: float
+    channels_last: bool
+    notes: list[str]
+
+
+def _read_report(folder: Path) -> _Report:
+    try:
+        return _Report.model_validate_json((folder / "report.json").read_bytes())
+    except (OSError, ValidationError):
+        raise UserError(
+            f"{folder} is no report of a step that was not finite: name a folder OUTPUT_DIR/nonfinite/step_..._rank..., which "
+            "holds report.json, batch.pt and state.pt."
+        ) from None
+
+
 def replay(folder: str | Path, *, device: str = "auto", say: Callable[[str], None] = print) -> bool:
     """Run the step of a report again; gives whether it is again not finite.
 
@@ -211,30 +240,29 @@ def replay(folder: str | Path, *, device: str = "auto", say: Callable[[str], Non
         UserError: the folder is no such report, or there is no GPU.
     """
     folder = Path(folder)
-    try:
-        report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
-        circumstances = Circumstances(report["step_seed"], report["precision"], report["loss_scale"])
-    except (OSError, ValueError, KeyError, TypeError):
-        raise UserError(
-            f"{folder} is no report of a step that was not finite: name a folder OUTPUT_DIR/nonfinite/step_..._rank..., which "
-            "holds report.json, batch.pt and state.pt."
-        ) from None
+    report = _read_report(folder)
     if device == "cuda" and not torch.cuda.is_available():
         raise UserError("There is no GPU here that PyTorch sees: use --device cpu.")
     where = torch.device("cuda" if device == "cuda" or (device == "auto" and torch.cuda.is_available()) else "cpu")
     checkpoint = load_checkpoint(folder / "state.pt")
     job = job_of(checkpoint.load_config())
     job.take_classes(checkpoint.categories)
-    memory_format = torch.channels_last if report["channels_last"] else torch.contiguous_format
+    memory_format = torch.channels_last if report.channels_last else torch.contiguous_format
     model = checkpoint.build_model(job.config).to(where).to(memory_format=memory_format).train()
-    trace = watched_step(job, model, load_parts(folder / "batch.pt", where), circumstances)
+    parts = load_parts(folder / "batch.pt", where)
+    if len(parts) != len(report.losses):
+        raise UserError(
+            f"{folder}: report.json and batch.pt are of different steps: the one has losses of {len(report.losses)} "
+            f"parts, the other {len(parts)}. Copy the report again, whole."
+        )
+    trace = watched_step(job, model, parts, Circumstances(report.step_seed, report.precision, report.loss_scale))
 
-    images = ", ".join(f"{image['id']} ({image['file']})" for image in report["images"])
-    say(f"step {report['step']} of process {report['rank']}, on {where.type}, images {images}")
-    for note in report["notes"]:
+    images = ", ".join(f"{image.id} ({image.file})" for image in report.images)
+    say(f"step {report.step} of process {report.rank}, on {where.type}, images {images}")
+    for note in report.notes:
         say(note)
-    for number, (now, then) in enumerate(zip(trace.losses, report["losses"], strict=True), start=1):
-        told = ", ".join(f"{name} {value:.6g} (then {float(then[name]):.6g})" for name, value in now.items())
+    for number, (now, then) in enumerate(zip(trace.losses, report.losses, strict=True), start=1):
+        told = ", ".join(f"{name} {value:.6g} (then {then.get(name, math.nan):.6g})" for name, value in now.items())
         say(f"losses of part {number} of {len(trace.losses)}: {told}")
     say(f"first output that is not finite: {trace.output or 'none'}")
     say(f"first gradient that is not finite: {f'that of the output of {trace.gradient}' if trace.gradient else 'none'}")

@@ -19,9 +19,16 @@ from engine.saving import KEPT_PATTERN, LAST, PREVIOUS
 
 # What may be another in a run that goes on: how long it is, where it computes, what it logs.
 FREE_KEYS = (
-    *("epochs", "num_workers", "log_steps", "checkpoint_steps", "val", "accumulate", "compile", "cache_images"),
-    "keep_every_epochs",
-    *("on_fault", "on_nonfinite", "max_skipped"),  # a run that stopped at a fault may go on past it
+    *("data.val", "data.num_workers", "data.cache_images"),
+    *(
+        "train.epochs",
+        "train.log_steps",
+        "train.checkpoint_steps",
+        "train.keep_every_epochs",
+        "train.accumulate",
+        "train.compile",
+    ),
+    *("data.on_fault", "train.on_nonfinite", "train.max_skipped"),  # a run that stopped at a fault may go on past it
 )
 
 
@@ -108,8 +115,7 @@ def find_checkpoint(folder: Path, resume: str | None, *, world: World, reporter:
 
 
 def _choose(folder: Path, resume: str | None, restart: str | None, *, reporter: Reporter) -> Checkpoint | None:
-    own = [folder / LAST, folder / PREVIOUS, *sorted(folder.glob(KEPT_PATTERN), reverse=True)]
-    own = [path for path in own if path.exists()]
+    own = [path for path in (folder / LAST, *_newest_first([folder / PREVIOUS, *folder.glob(KEPT_PATTERN)])) if path.exists()]
     if restart is not None and (own or resume is None):
         # Also where --resume PATH began the run: what it has done since is in its own folder.
         reporter.line(f"started again by {restart}: going on from where it was")
@@ -149,6 +155,11 @@ def _choose(folder: Path, resume: str | None, restart: str | None, *, reporter: 
     raise UserError("\n  ".join([f"No checkpoint in {folder} can be resumed from:", *skipped, begin_anew]))
 
 
+def _newest_first(paths: list[Path]) -> list[Path]:
+    """Files by when they were written; not by their steps, for a run may have gone back to an earlier one."""
+    return sorted(paths, key=lambda path: path.stat().st_mtime_ns if path.exists() else 0, reverse=True)
+
+
 def _load(path: Path) -> Checkpoint:
     checkpoint = load_checkpoint(path)
     if checkpoint.training is None:
@@ -181,7 +192,7 @@ def check_same_run(checkpoint: Checkpoint, config: RunConfig, *, processes: int)
     refused = []
     for section in ("model", "data", "train", "optimizer", "seed"):
         for name, before, now in _differences(section, saved[section], own[section]):
-            if not any(part in FREE_KEYS for part in name.split(".")[1:2]):
+            if ".".join(name.split(".")[:2]) not in FREE_KEYS:
                 refused.append(f"{name}={before}, the config now says {now}")
     if refused:
         raise UserError(

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from backbones.errors import UserError
-from engine.checkpoint import checkpoint_content
+from engine.checkpoint import checkpoint_content, copy_checkpoint
 from engine.config import RunConfig
 from engine.config_file import dump_config
 from engine.data.annotations import Category
@@ -14,7 +14,7 @@ from engine.job import Evaluation
 from engine.preemption import Preempted
 from engine.progress import Reporter
 from engine.resume import TrainingState
-from engine.saving import BEST, KEPT, LAST, CheckpointWriter, copied
+from engine.saving import BEST, KEPT, LAST, PREVIOUS, CheckpointWriter, copied
 from engine.scores import Score
 from engine.tracking import JsonlTracker, TensorBoardTracker, Tracker
 
@@ -44,8 +44,12 @@ class RunFolder:
         self.writer = CheckpointWriter(self.path, errors=self.errors)
         self._saved = (state.step, state.evaluation_due)
 
-    def open(self) -> None:
+    def open(self, *, start: Path | None = None) -> None:
         """Make it, and take out of it what the checkpoint that the run goes on from does not know of.
+
+        Args:
+            start: the checkpoint that the user named to go on from. Where it is an earlier one of this folder, it becomes the
+                last, so that a run that is started again does not go on from the one that was turned away from.
 
         Raises:
             UserError: it cannot be written to.
@@ -57,6 +61,8 @@ class RunFolder:
         try:
             for left in self.path.glob("*.part"):  # by a run that was killed as it wrote
                 left.unlink()
+            if start is not None and start.resolve().parent == self.path.resolve() and start.name != LAST:
+                copy_checkpoint(start, self.path / LAST, previous=self.path / PREVIOUS)
             write_whole(self.path / "config.yaml", dump_config(self.config).encode())
             lines = JsonlTracker(self.path / "metrics.jsonl", start_step=step, evaluates_again=due, errors=self.errors)
             again = lines.last_records if due else None
@@ -143,8 +149,12 @@ class RunFolder:
             self.save(LAST)
         self.writer.finish()
         self._flush()
-        why = self.errors.unwritten.get(LAST)
-        saved = f"saved in {self.path / LAST}" if why is None else f"{LAST} could not be written ({why}), and is of before"
+        saved = f"saved in {self.path / LAST}"
+        if LAST in self.writer.waiting:
+            why = "; ".join(
+                f"{name}: {self.errors.unwritten[name]}" for name in self.writer.waiting if name in self.errors.unwritten
+            )
+            saved = f"{LAST} could not be written ({why}), and is of before"
         self.reporter.line(
             f"stopped by {stop.signal} after step {self.state.step} of {total_steps}: {saved}. "
             "To go on, the same command with --resume."
@@ -153,9 +163,11 @@ class RunFolder:
 
     def close(self) -> None:
         """Close what is open."""
-        self.writer.join()
-        for tracker in self.trackers:
-            tracker.close()
+        try:
+            self.writer.join()
+        finally:
+            for tracker in self.trackers:
+                tracker.close()
 
     def _flush(self) -> None:
         if self.trackers and is_gone(self.path / "config.yaml"):

@@ -60,6 +60,11 @@ class CheckpointWriter:
             error, self._error = self._error, None
             raise error
 
+    @property
+    def waiting(self) -> list[str]:
+        """What is not written, but for what is being written: ask after `join` or `finish`."""
+        return list(self._pending)
+
     def finish(self) -> None:
         """Wait for what is written, and try the rest once more."""
         self.join()
@@ -78,6 +83,8 @@ class CheckpointWriter:
                     write_checkpoint(self.folder / name, content, previous=previous)
                 except OSError as error:
                     then = "it is not kept" if is_kept else "it is tried again at the next save"
+                    if name == BEST and LAST in self._pending:
+                        then += f", and {LAST} waits for it"
                     self.errors.failed(name, error, then=then)
                     if not is_kept:
                         return

@@ -2,6 +2,7 @@
 
 import os
 import tempfile
+import uuid
 from multiprocessing import reduction
 from multiprocessing.context import get_spawning_popen
 from pathlib import Path
@@ -78,14 +79,14 @@ class ImageCache:
 
 
 def _shared_file(world: World | None) -> int:
-    """A new file without a name, open in all processes of this machine that one torchrun started."""
+    """A new file without a name, open in all processes of a run that are on this machine."""
     if world is None or world.size == 1:
         file, name = tempfile.mkstemp(prefix="vertebra-images-")
         Path(name).unlink()
         return file
-    path = Path(tempfile.gettempdir()) / f"vertebra-images-{os.getuid()}-{os.getppid()}-{os.environ.get('MASTER_PORT', '')}"
+    # No other run, data set or user comes upon the name, whatever they share.
+    path = Path(tempfile.gettempdir()) / f"vertebra-images-{world.broadcast(uuid.uuid4().hex)}"
     file = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o600)
     world.barrier()  # all have it open
     path.unlink(missing_ok=True)
-    world.barrier()  # and none takes it for the file of a later data set
     return file
