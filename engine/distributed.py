@@ -18,7 +18,7 @@ from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 
 from backbones.errors import UserError
-from engine.failures import Failures
+from engine.failures import Failures, raise_if_another_ended
 
 T = TypeVar("T")
 
@@ -88,8 +88,7 @@ class World:
             self.store.set(f"{name} all", "")
         began = time.monotonic()
         while not self.store.check([f"{name} all"]):
-            if self.store.check(["failed"]):
-                raise RuntimeError(f"process {self.rank} ends because another did: {self.store.get('failed').decode()}")
+            raise_if_another_ended(self)
             waited = time.monotonic() - began
             if waited > 60 * self.wait_minutes:
                 came = self.store.add(f"{name} here", 0)
@@ -97,15 +96,6 @@ class World:
                     f"process {self.rank} has waited {self.wait_minutes:g} minutes for others: {came} of {self.size} came"
                 )
             time.sleep(min(0.2, 0.001 + waited / 50))
-
-    def announce_failure(self, text: str) -> bool:
-        """Let the processes that wait for this one know that it does not come; whether it is the first to say so."""
-        if self.store is None:
-            return True
-        try:
-            return bool(self.store.compare_set("failed", "", text).decode() == text)
-        except RuntimeError:  # the store has gone with the process that held it
-            return True
 
 
 @contextmanager
@@ -150,7 +140,6 @@ def start_world(
         yield world
         _leave(world)
     except BaseException as error:
-        world.announce_failure(f"process {rank}: {type(error).__name__}: {error}")
         failures.tell(error)
         raise
     finally:

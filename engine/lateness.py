@@ -5,6 +5,7 @@ import sys
 import threading
 import time
 
+from backbones.errors import UserError
 from engine.distributed import World
 from engine.failures import note_failure
 
@@ -47,8 +48,7 @@ class StepWatch:
                 store.set(f"place of {rank}", f"{place[0]} {place[1]}" if place else "")
                 if place is not None and place[1] == COMPUTES and time.monotonic() - place[2] > self.limit:
                     text = self._describe(place[0])
-                    if self.world.announce_failure(text):
-                        note_failure(self.world, text)
+                    if note_failure(self.world, UserError(text)):
                         print(text, file=sys.stderr, flush=True)
                     os._exit(1)  # the main thread is inside a collective, which nothing but its timeout ends
             except RuntimeError:  # the store has gone, and the run with it
