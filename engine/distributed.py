@@ -18,6 +18,7 @@ from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 
 from backbones.errors import UserError
+from engine.durations import in_words
 from engine.failures import Failures, raise_if_another_ended
 
 T = TypeVar("T")
@@ -93,7 +94,7 @@ class World:
             if waited > 60 * self.wait_minutes:
                 came = self.store.add(f"{name} here", 0)
                 raise RuntimeError(
-                    f"process {self.rank} has waited {self.wait_minutes:g} minutes for others: {came} of {self.size} came"
+                    f"process {self.rank} has waited {in_words(60 * self.wait_minutes)} for others: {came} of {self.size} came"
                 )
             time.sleep(min(0.2, 0.001 + waited / 50))
 
@@ -174,7 +175,7 @@ def _agree_on_start(store: Store, rank: int, size: int, *, seconds: float) -> st
             if store.check([f"{name} all"]):
                 return name
         time.sleep(0.02)
-    raise RuntimeError(f"process {rank} has waited {seconds / 60:g} minutes for all {size} to start")
+    raise RuntimeError(f"process {rank} has waited {in_words(seconds)} for all {size} to start")
 
 
 def _leave(world: World, *, seconds: float = 30) -> None:

@@ -7,6 +7,7 @@ import time
 
 from backbones.errors import UserError
 from engine.distributed import World
+from engine.durations import in_words
 from engine.failures import note_failure
 
 LOADS, COMPUTES = "loads its images", "computes"
@@ -68,6 +69,6 @@ class StepWatch:
                 behind.append(f"process {rank}, which {doing} for step {number}")
         whom = ", ".join(behind) or "the others, which compute, too"
         return (
-            f"[process {self.world.rank}] has waited {self.limit / 60:.3g} minutes in step {step} for {whom}. "
+            f"[process {self.world.rank}] has waited {in_words(self.limit)} in step {step} for {whom}. "
             "The run ends here; a longer wait is distributed.step_minutes."
         )
