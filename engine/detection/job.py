@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from engine.compilation import compile_dense_part
 from engine.data.annotations import Category
 from engine.data.dataset import CocoDataset
+from engine.data.prefetch import to_device
 from engine.data.sampling import epoch_length
 from engine.detection.build import build_model, build_training_set, build_validation_set, evaluation_size, iou_types
 from engine.detection.config import DetectionConfig
@@ -57,7 +58,7 @@ class DetectionJob(Job[DetectionConfig]):
         """The detector's own."""
         detector = getattr(model, "module", model)
         if not getattr(getattr(detector, "roi_heads", None), "takes_cropped_masks", False):
-            targets = [{key: _whole(value) for key, value in target.items()} for target in targets]
+            targets = [_with_whole_masks(target) for target in targets]
         return model(images, targets)
 
     def predict(self, model: nn.Module, images: list[Tensor]) -> list[dict[str, Tensor]]:
@@ -73,7 +74,7 @@ class DetectionJob(Job[DetectionConfig]):
         losses: dict[str, Tensor] = {}
         with transform.masks_as_predicted() if isinstance(transform, DetectionTransform) else nullcontext():
             if self.config.eval.losses:
-                targets = [{k: v.to(images[0].device) if isinstance(v, Tensor) else v for k, v in t.items()} for t in targets]
+                images, targets = to_device((images, targets), images[0].device)
                 predictions, losses = detect_with_losses(model, images, targets)
             else:
                 predictions = model(images)
@@ -104,8 +105,7 @@ class DetectionJob(Job[DetectionConfig]):
 
     def draw_sample(self, dataset: CocoDataset, image: Tensor, target: dict[str, Any]) -> np.ndarray:
         """The image with its boxes, masks, keypoints and names."""
-        target = {key: _whole(value) for key, value in target.items()}
-        return draw_instances(image, target, class_names=dataset.annotations.class_names)
+        return draw_instances(image, _with_whole_masks(target), class_names=dataset.annotations.class_names)
 
     def describe_classes(self, dataset: CocoDataset) -> list[str]:
         """What was left out, and the number of objects of each class."""
@@ -137,5 +137,5 @@ class DetectionJob(Job[DetectionConfig]):
         return f"{drawn} objects -> {picture}", to_rows(0, prediction, categories)
 
 
-def _whole(value: Any) -> Any:
-    return value.dense() if isinstance(value, CroppedMasks) else value
+def _with_whole_masks(target: dict[str, Any]) -> dict[str, Any]:
+    return {key: value.dense() if isinstance(value, CroppedMasks) else value for key, value in target.items()}
