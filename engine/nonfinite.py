@@ -263,8 +263,8 @@ class StepGuard:
         names = picture_names([self._name(target) or str(int(target["image_id"])) for _, target in samples])
         notes = []
         for name, (image, target) in zip(names, samples, strict=True):
-            target = {key: value.dense() if isinstance(value, CroppedMasks) else value for key, value in target.items()}
-            target = {key: value.cpu() if isinstance(value, Tensor) else value for key, value in target.items()}
+            cpu = torch.device("cpu")
+            target = {k: value.to(cpu) if isinstance(value, Tensor | CroppedMasks) else value for k, value in target.items()}
             try:
                 save_picture(self.job.draw_sample(self.dataset, image.cpu(), target), folder / f"{name}.png")
             except (ValueError, TypeError, RuntimeError, IndexError, OverflowError) as error:
