@@ -1,28 +1,36 @@
-"""Peak memory of a step on an image with 20 objects and with 2,000: training, and detection of as many.
+"""Peak memory of a step on an image with 20 objects and with 2,000: training, detection of as many, and prediction.
 
 python benchmarks/dense_scenes.py -o benchmarks/results/dense_scenes.json
 
-Each figure is the peak of a process of its own: one 800 x 1333 image, a ResNet-50 with random weights, on a CPU.
+Each figure is the peak of a process of its own: one 800 x 1333 image, a ResNet-50 with random weights, on a CPU. Detection is
+what an evaluation does; prediction is what tools/predict.py does, which also draws all that is found and writes it down.
 """
 
 import argparse
 import json
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from backbones import build_fpn_backbone
 from engine.benchmark import describe_machine, peak_bytes
+from engine.config_file import load_config
+from engine.data.annotations import Category
+from engine.job import job_of
 from heads import build_detector
 from heads.cropped_masks import CroppedMasks
 
 SIZE = (800, 1333)
-DETECTORS = ("faster_rcnn", "mask_rcnn", "cascade_mask_rcnn", "retinanet", "fcos")
+DETECTORS = ("faster_rcnn", "mask_rcnn", "cascade_mask_rcnn", "keypoint_rcnn", "retinanet", "fcos")
+TASKS = ("training", "detection", "prediction")
+KEYPOINTS = 17
 COUNTS = (20, 2000)
 
 
@@ -38,8 +46,8 @@ def build(head: str, *, detections: int) -> nn.Module:
     return build_detector(head, backbone, num_classes=91, resize_in_training=False, **most)
 
 
-def make_target(count: int, *, masks: bool) -> dict[str, Any]:
-    """Boxes of 8 to 120 pixels anywhere in the image, filled by their masks."""
+def make_target(count: int, *, masks: bool, keypoints: bool) -> dict[str, Any]:
+    """Boxes of 8 to 120 pixels anywhere in the image, filled by their masks, or with keypoints anywhere in them."""
     generator = torch.Generator().manual_seed(count)
     sides = 8 + 112 * torch.rand(count, 2, generator=generator) ** 3
     corners = torch.rand(count, 2, generator=generator) * (torch.tensor([SIZE[1], SIZE[0]]) - sides)
@@ -49,7 +57,24 @@ def make_target(count: int, *, masks: bool) -> dict[str, Any]:
         windows = [tuple(box) for box in boxes.int().tolist()]
         pixels = sum((right - left) * (bottom - top) for left, top, right, bottom in windows)
         target["masks"] = CroppedMasks(torch.ones(pixels, dtype=torch.uint8), windows, SIZE)
+    if keypoints:
+        places = corners[:, None] + sides[:, None] * torch.rand(count, KEYPOINTS, 2, generator=generator)
+        target["keypoints"] = torch.cat([places, torch.full((count, KEYPOINTS, 1), 2.0)], dim=2)
     return target
+
+
+@torch.no_grad()
+def predict(model: nn.Module) -> int:
+    """What tools/predict.py does with an image, all that is found drawn; the number of objects."""
+    job = job_of(load_config(str(Path(__file__).parents[1] / "configs" / "mrcnn_r50.yaml")))
+    points = tuple(f"point {number}" for number in range(KEYPOINTS))
+    categories = [Category(number, f"class {number}", points) for number in range(1, 91)]
+    image = np.random.default_rng(0).integers(0, 256, (*SIZE, 3), np.uint8)
+    with tempfile.TemporaryDirectory() as folder:
+        prediction = job.predict(model, [job.prepare(image)])[0]
+        _, rows = job.present(image, prediction, categories, picture=Path(folder) / "picture.png", score_threshold=0.0)
+        (Path(folder) / "results.json").write_text(json.dumps(rows))
+    return len(rows)
 
 
 def step(head: str, task: str, count: int) -> dict[str, float]:
@@ -58,9 +83,11 @@ def step(head: str, task: str, count: int) -> dict[str, float]:
     images: list[Tensor] = [torch.rand(3, *SIZE)]
     began = time.perf_counter()
     if task == "training":
-        losses = model.train()(images, [make_target(count, masks="mask" in head)])
+        losses = model.train()(images, [make_target(count, masks="mask" in head, keypoints="keypoint" in head)])
         torch.stack(list(losses.values())).sum().backward()
         found = count
+    elif task == "prediction":
+        found = predict(model.eval())
     else:
         # As the engine evaluates: masks stay what the head predicts, 28 x 28, until they are scored.
         with torch.no_grad(), model.transform.masks_as_predicted():  # type: ignore[operator, union-attr]
@@ -71,7 +98,7 @@ def step(head: str, task: str, count: int) -> dict[str, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--heads", nargs="+", choices=DETECTORS, default=DETECTORS)
-    parser.add_argument("--tasks", nargs="+", choices=("training", "detection"), default=("training", "detection"))
+    parser.add_argument("--tasks", nargs="+", choices=TASKS, default=TASKS)
     parser.add_argument("--step", nargs=3, metavar=("HEAD", "TASK", "COUNT"), help=argparse.SUPPRESS)
     parser.add_argument("-o", "--output", metavar="FILE")
     args = parser.parse_args()

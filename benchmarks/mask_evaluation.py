@@ -20,7 +20,7 @@ from engine.data.masks import encode_mask
 from engine.detection.coco_eval import ScoreOptions
 from engine.detection.results import rows_of_type, to_detections
 from engine.detection.streaming import GroundTruth, StreamingScorer
-from heads.mask_paste import paste_masks
+from heads.mask_paste import UnpastedMasks, paste_masks
 
 SIZE = (3000, 4000)
 CATEGORY = Category(1, "thing")
@@ -55,7 +55,9 @@ def main() -> None:
     found = {}
     for image_id in range(1, args.images + 1):
         began = time.perf_counter()
-        found[image_id] = to_detections(predict(args.instances, seed=image_id), size=SIZE)
+        prediction = predict(args.instances, seed=image_id)
+        small = UnpastedMasks(prediction["masks"], prediction["boxes"], SIZE)
+        found[image_id] = to_detections(prediction | {"masks": small})
         encoding += time.perf_counter() - began
         truth["images"].append({"id": image_id, "file_name": f"{image_id}.jpg", "height": SIZE[0], "width": SIZE[1]})
         for row in found[image_id].rows(image_id, [CATEGORY])[::10]:

@@ -18,7 +18,8 @@ from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 
 from backbones.errors import UserError
-from engine.failures import Failures
+from engine.durations import in_words
+from engine.failures import Failures, raise_if_another_ended
 
 T = TypeVar("T")
 
@@ -88,24 +89,14 @@ class World:
             self.store.set(f"{name} all", "")
         began = time.monotonic()
         while not self.store.check([f"{name} all"]):
-            if self.store.check(["failed"]):
-                raise RuntimeError(f"process {self.rank} ends because another did: {self.store.get('failed').decode()}")
+            raise_if_another_ended(self)
             waited = time.monotonic() - began
             if waited > 60 * self.wait_minutes:
                 came = self.store.add(f"{name} here", 0)
                 raise RuntimeError(
-                    f"process {self.rank} has waited {self.wait_minutes:g} minutes for others: {came} of {self.size} came"
+                    f"process {self.rank} has waited {in_words(60 * self.wait_minutes)} for others: {came} of {self.size} came"
                 )
             time.sleep(min(0.2, 0.001 + waited / 50))
-
-    def announce_failure(self, text: str) -> bool:
-        """Let the processes that wait for this one know that it does not come; whether it is the first to say so."""
-        if self.store is None:
-            return True
-        try:
-            return bool(self.store.compare_set("failed", "", text).decode() == text)
-        except RuntimeError:  # the store has gone with the process that held it
-            return True
 
 
 @contextmanager
@@ -150,7 +141,6 @@ def start_world(
         yield world
         _leave(world)
     except BaseException as error:
-        world.announce_failure(f"process {rank}: {type(error).__name__}: {error}")
         failures.tell(error)
         raise
     finally:
@@ -185,7 +175,7 @@ def _agree_on_start(store: Store, rank: int, size: int, *, seconds: float) -> st
             if store.check([f"{name} all"]):
                 return name
         time.sleep(0.02)
-    raise RuntimeError(f"process {rank} has waited {seconds / 60:g} minutes for all {size} to start")
+    raise RuntimeError(f"process {rank} has waited {in_words(seconds)} for all {size} to start")
 
 
 def _leave(world: World, *, seconds: float = 30) -> None:

@@ -5,6 +5,7 @@ import contextlib
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -38,7 +39,7 @@ def class_colour(label: int) -> Colour:
 
 def draw_instances(
     image: Tensor | np.ndarray,
-    instances: Mapping[str, Tensor],
+    instances: Mapping[str, Any],
     *,
     class_names: Sequence[str],
     score_threshold: float = 0.5,
@@ -52,7 +53,8 @@ def draw_instances(
     Args:
         image: uint8, a (C, H, W) tensor or an (H, W, C) or (H, W) array; C is 1, or 3 and more, of which 3 are shown.
         instances: torchvision's dict: `boxes` (N, 4) xyxy in pixels of the image, `labels` (N,), and optionally
-            `scores` (N,), `masks` ((N, H, W) bool or uint8, or (N, 1, H, W) probabilities), `keypoints` (N, K, 3) of x, y and
+            `scores` (N,), `masks` ((N, H, W) bool or uint8, or (N, 1, H, W) probabilities; or what has the `shape` of such a
+            tensor and makes one mask at a time, such as `heads.cropped_masks.CroppedMasks`), `keypoints` (N, K, 3) of x, y and
             visibility, and `iscrowd` (N,).
         class_names: the name of each label; index 0 is the background.
         score_threshold: what scores less is left out. Without `scores`, everything is drawn.
@@ -81,7 +83,7 @@ def draw_instances(
     one_class, crowded = len(class_names) <= 2, len(order) > _CROWDED
     colours = {i: class_colour(i + 1 if one_class else labels[i]) for i in order}
     line = max(2, round(max(canvas.size) / 500)) // (2 if crowded else 1)
-    if "masks" in instances and instances["masks"].shape[-2:] != pixels.shape[:2]:
+    if "masks" in instances and tuple(instances["masks"].shape[-2:]) != pixels.shape[:2]:
         raise ValueError(f"masks are {tuple(instances['masks'].shape)}, the image {pixels.shape[:2]} (height, width)")
     picture = np.array(canvas)
     for i in order if "masks" in instances else ():

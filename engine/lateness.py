@@ -5,7 +5,9 @@ import sys
 import threading
 import time
 
+from backbones.errors import UserError
 from engine.distributed import World
+from engine.durations import in_words
 from engine.failures import note_failure
 
 LOADS, COMPUTES = "loads its images", "computes"
@@ -47,8 +49,7 @@ class StepWatch:
                 store.set(f"place of {rank}", f"{place[0]} {place[1]}" if place else "")
                 if place is not None and place[1] == COMPUTES and time.monotonic() - place[2] > self.limit:
                     text = self._describe(place[0])
-                    if self.world.announce_failure(text):
-                        note_failure(self.world, text)
+                    if note_failure(self.world, UserError(text)):
                         print(text, file=sys.stderr, flush=True)
                     os._exit(1)  # the main thread is inside a collective, which nothing but its timeout ends
             except RuntimeError:  # the store has gone, and the run with it
@@ -68,6 +69,6 @@ class StepWatch:
                 behind.append(f"process {rank}, which {doing} for step {number}")
         whom = ", ".join(behind) or "the others, which compute, too"
         return (
-            f"[process {self.world.rank}] has waited {self.limit / 60:.3g} minutes in step {step} for {whom}. "
+            f"[process {self.world.rank}] has waited {in_words(self.limit)} in step {step} for {whom}. "
             "The run ends here; a longer wait is distributed.step_minutes."
         )

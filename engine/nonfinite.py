@@ -18,6 +18,7 @@ from backbones.errors import UserError
 from engine.checkpoint import save_checkpoint
 from engine.config import RunConfig
 from engine.data.dataset import sample_seed
+from engine.data.prefetch import to_device
 from engine.distributed import World
 from engine.draw import save_picture
 from engine.files import picture_names
@@ -25,7 +26,6 @@ from engine.job import Job, SampleSet
 from engine.replay import Circumstances, Part, at_fault_alone, nonfinite_parameters, save_parts, total_loss, watched_step
 from engine.resume import TrainingState
 from engine.saving import LAST
-from heads.cropped_masks import CroppedMasks
 
 KEPT = 5  # reports of each process: a run that skips could fill the disk
 _NAMED = 16  # images that a message names, at most
@@ -259,14 +259,13 @@ class StepGuard:
 
     def _draw(self, folder: Path) -> list[str]:
         """A picture of each image with its targets; gives what could not be drawn."""
-        samples = [pair for images, targets in self._parts for pair in zip(images, targets, strict=True)]
+        cpu = torch.device("cpu")
+        samples = [pair for part in self._parts for pair in zip(*to_device(part, cpu), strict=True)]
         names = picture_names([self._name(target) or str(int(target["image_id"])) for _, target in samples])
         notes = []
         for name, (image, target) in zip(names, samples, strict=True):
-            target = {key: value.dense() if isinstance(value, CroppedMasks) else value for key, value in target.items()}
-            target = {key: value.cpu() if isinstance(value, Tensor) else value for key, value in target.items()}
             try:
-                save_picture(self.job.draw_sample(self.dataset, image.cpu(), target), folder / f"{name}.png")
+                save_picture(self.job.draw_sample(self.dataset, image, target), folder / f"{name}.png")
             except (ValueError, TypeError, RuntimeError, IndexError, OverflowError) as error:
                 notes.append(f"No picture of {name}: {error}")
         return notes

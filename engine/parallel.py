@@ -58,7 +58,10 @@ def parallelize(model: nn.Module, config: DistributedConfig, world: World, *, so
     if world.size == 1:
         return model
     # Of a 1 x 1 convolution's gradient, whose strides over dimensions of size 1 may be any: four lines on every process.
-    warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
+    # It comes of the backward pass, from autograd's threads too, whose warnings are shown by the thread that called it, as that
+    # module's. No catch_warnings around each pass: it changes the filters of all threads, and would have every other warning
+    # that is shown once shown again after each step.
+    warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides", UserWarning, r"torch\.autograd\.graph$")
     sends_buffers: dict[str, Any] = {_BUFFERS: buffers_count_in_training(model)}
     parallel = DistributedDataParallel(
         model,

@@ -19,6 +19,7 @@ from engine.data.loader import BatchLoader
 from engine.data.prefetch import on_device
 from engine.data.replacement import Replaced
 from engine.distributed import World, start_world
+from engine.durations import clock
 from engine.ema import average_model
 from engine.evaluate import run_evaluation
 from engine.job import job_of
@@ -26,7 +27,7 @@ from engine.lateness import COMPUTES, LOADS, StepWatch
 from engine.nonfinite import StepGuard
 from engine.parallel import parallelize, synchronize_batch_norms
 from engine.preemption import Preempted, StopSignals
-from engine.progress import Reporter, Speed, clock, peak_memory_gb
+from engine.progress import Reporter, Speed, peak_memory_gb
 from engine.resume import TrainingState, check_same_run, find_checkpoint
 from engine.run_folder import RunFolder
 from engine.saving import BEST, LAST

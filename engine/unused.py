@@ -9,6 +9,7 @@ from backbones.errors import UserError
 from engine.amp import autocast
 from engine.compilation import as_written
 from engine.config import RunConfig
+from engine.data.prefetch import to_device
 from engine.distributed import World
 from engine.job import Job, SampleSet
 from engine.replay import total_loss
@@ -40,11 +41,7 @@ def _look(config: RunConfig, job: Job[Any], model: nn.Module, dataset: SampleSet
             break
     if not samples:
         return []
-    images = [image.to(world.device) for image, _ in samples]
-    targets = [
-        {key: value.to(world.device) if hasattr(value, "to") and key != "image_id" else value for key, value in target.items()}
-        for _, target in samples
-    ]
+    images, targets = to_device(([image for image, _ in samples], [target for _, target in samples]), world.device)
     buffers = [buffer.clone() for buffer in model.buffers()]
     was_training = model.training
     torch.manual_seed(config.seed)

@@ -3,13 +3,14 @@
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torchvision.models.detection.roi_heads import keypointrcnn_inference, keypointrcnn_loss
+from torchvision.models.detection.roi_heads import keypointrcnn_loss
 from torchvision.ops import batched_nms, nms
 
 from heads.batched_boxes import box_areas, match, pad_rows, sample, spread
 from heads.box_coding import BoxCoder
 from heads.class_masks import detection_masks
 from heads.crowd import in_crowd
+from heads.detection_keypoints import detection_keypoints
 from heads.mask_loss import mask_loss
 from heads.rcnn_parts import RoIHeads
 from heads.sampling import generator_of
@@ -67,8 +68,7 @@ class BatchedRoIHeads(RoIHeads):
             for result, masks in zip(results, detection_masks(self, features, boxes, labels, image_shapes), strict=True):
                 result["masks"] = masks
         if self.has_keypoint():
-            pooled = self.keypoint_roi_pool(features, boxes, image_shapes)
-            keypoints, sure = keypointrcnn_inference(self.keypoint_predictor(self.keypoint_head(pooled)), boxes)
+            keypoints, sure = detection_keypoints(self, features, boxes, image_shapes)
             for result, points, point_scores in zip(results, keypoints, sure, strict=True):
                 result |= {"keypoints": points, "keypoints_scores": point_scores}
         return results

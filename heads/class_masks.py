@@ -1,6 +1,6 @@
 """The mask of each detection, out of those that a mask predictor has for every class."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -23,15 +23,21 @@ def detection_masks(
     Args:
         roi_heads: what has `mask_roi_pool`, `mask_head` and `mask_predictor`.
     """
-    most, step = max(len(image_boxes) for image_boxes in boxes), max(1, AT_ONCE // len(boxes))
     parts: list[list[Tensor]] = [[] for _ in boxes]
-    for start in range(0, max(1, most), step):
-        some = [image_boxes[start : start + step] for image_boxes in boxes]
+    for rows in few_at_a_time(boxes, AT_ONCE):
+        some = [image_boxes[rows] for image_boxes in boxes]
         maps = roi_heads.mask_head(roi_heads.mask_roi_pool(features, some, image_shapes))
-        own = [image_labels[start : start + step] for image_labels in labels]
+        own = [image_labels[rows] for image_labels in labels]
         for part, masks in zip(parts, class_masks(roi_heads.mask_predictor, maps, own), strict=True):
             part.append(masks)
     return [torch.cat(part) for part in parts]
+
+
+def few_at_a_time(boxes: Sequence[Tensor], count: int) -> Iterator[slice]:
+    """Slices of the rows of every image's boxes (R_i, 4), that together hold no more than `count`, one an image at least."""
+    most, step = max(len(image_boxes) for image_boxes in boxes), max(1, count // len(boxes))
+    for start in range(0, max(1, most), step):
+        yield slice(start, start + step)
 
 
 def class_masks(predictor: nn.Module, features: Tensor, labels: Sequence[Tensor]) -> list[Tensor]:

@@ -5,6 +5,7 @@ the GPU, and 2,000 of 800 x 1333 are 2 GB.
 """
 
 from collections.abc import Iterable, Sequence
+from typing import overload
 
 import torch
 from torch import Tensor
@@ -44,8 +45,16 @@ class CroppedMasks:
         """(N, H, W)."""
         return (len(self), *self.size)
 
-    def __getitem__(self, rows: Tensor) -> "CroppedMasks":
-        """Some of the masks, by number or by a (N,) bool."""
+    @overload
+    def __getitem__(self, rows: int) -> Tensor: ...
+
+    @overload
+    def __getitem__(self, rows: Tensor) -> "CroppedMasks": ...
+
+    def __getitem__(self, rows: int | Tensor) -> "Tensor | CroppedMasks":
+        """One mask (H, W); or some of them, by number or by a (N,) bool."""
+        if isinstance(rows, int):
+            return self.dense([rows])[0]
         if rows.dtype == torch.bool:
             numbers = [row for row, is_chosen in enumerate(rows.tolist()) if is_chosen]
         else:

@@ -17,13 +17,13 @@ def on_device(batches: Iterable[Batch], device: torch.device) -> Generator[Batch
     """
     if device.type != "cuda":
         for batch in batches:
-            yield _moved(batch, device)
+            yield to_device(batch, device)
         return
     stream = torch.cuda.Stream(device)
     ahead: tuple[Batch, torch.cuda.Event] | None = None
     for batch in batches:
         with torch.cuda.stream(stream):
-            copied = _moved(batch, device), stream.record_event()
+            copied = to_device(batch, device), stream.record_event()
         if ahead is not None:
             yield _received(*ahead, device)
         ahead = copied
@@ -31,17 +31,23 @@ def on_device(batches: Iterable[Batch], device: torch.device) -> Generator[Batch
         yield _received(*ahead, device)
 
 
-def _moved(batch: Batch, device: torch.device) -> Batch:
+def to_device(batch: Batch, device: torch.device) -> Batch:
+    """A batch with its tensors on `device`, but for each image's id.
+
+    The id is for the log: to read it from a GPU would be to wait for the GPU.
+    """
+    # A copy from a GPU that is not waited for may be read before it is there.
+    non_blocking = device.type == "cuda"
+
+    def moved(key: str, value: Any) -> Any:
+        is_moved = isinstance(value, Tensor | CroppedMasks) and key != "image_id"
+        return value.to(device, non_blocking=non_blocking) if is_moved else value
+
     images, targets = batch
     return (
-        [image.to(device, non_blocking=True) for image in images],
-        [{key: _to(key, value, device) for key, value in target.items()} for target in targets],
+        [image.to(device, non_blocking=non_blocking) for image in images],
+        [{key: moved(key, value) for key, value in target.items()} for target in targets],
     )
-
-
-def _to(key: str, value: Any, device: torch.device) -> Any:
-    # The id is for the log: to read it from a GPU would be to wait for the GPU.
-    return value.to(device, non_blocking=True) if isinstance(value, Tensor | CroppedMasks) and key != "image_id" else value
 
 
 def _received(batch: Batch, copied: torch.cuda.Event, device: torch.device) -> Batch:

@@ -1,7 +1,7 @@
 """Detection as a job of the engine."""
 
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from engine.compilation import compile_dense_part
 from engine.data.annotations import Category
 from engine.data.dataset import CocoDataset
+from engine.data.prefetch import to_device
 from engine.data.sampling import epoch_length
 from engine.detection.build import build_model, build_training_set, build_validation_set, evaluation_size, iou_types
 from engine.detection.config import DetectionConfig
@@ -23,6 +24,7 @@ from engine.distributed import World
 from engine.draw import draw_instances, save_picture
 from engine.job import Job
 from heads.cropped_masks import CroppedMasks
+from heads.mask_paste import UnpastedMasks
 from heads.transform import DetectionTransform
 
 
@@ -57,28 +59,26 @@ class DetectionJob(Job[DetectionConfig]):
         """The detector's own."""
         detector = getattr(model, "module", model)
         if not getattr(getattr(detector, "roi_heads", None), "takes_cropped_masks", False):
-            targets = [{key: _whole(value) for key, value in target.items()} for target in targets]
+            targets = [_with_whole_masks(target) for target in targets]
         return model(images, targets)
 
-    def predict(self, model: nn.Module, images: list[Tensor]) -> list[dict[str, Tensor]]:
-        """torchvision's dicts, in each image's own pixels."""
-        return model(images)
+    def predict(self, model: nn.Module, images: list[Tensor]) -> list[dict[str, Any]]:
+        """torchvision's dicts, in each image's own pixels; masks are `UnpastedMasks` where the detector is ours."""
+        with _masks_as_predicted(model):
+            return _with_sizes(model, model(images), images)
 
     def evaluate_batch(
         self, model: nn.Module, images: list[Tensor], targets: list[dict[str, Any]]
     ) -> tuple[list[Any], dict[str, Tensor]]:
-        """As `predict`, in little memory: masks are never pasted into whole images. Losses where `eval.losses` says so."""
-        transform = getattr(model, "transform", None)
-        knows_small_masks = isinstance(transform, DetectionTransform)
+        """As `predict`, masks as run lengths: they are never pasted into whole images. Losses where `eval.losses` says so."""
         losses: dict[str, Tensor] = {}
-        with transform.masks_as_predicted() if isinstance(transform, DetectionTransform) else nullcontext():
+        with _masks_as_predicted(model):
             if self.config.eval.losses:
-                targets = [{k: v.to(images[0].device) if isinstance(v, Tensor) else v for k, v in t.items()} for t in targets]
+                images, targets = to_device((images, targets), images[0].device)
                 predictions, losses = detect_with_losses(model, images, targets)
             else:
                 predictions = model(images)
-        sizes = [(image.shape[-2], image.shape[-1]) if knows_small_masks else None for image in images]
-        return [to_detections(p, size=size) for p, size in zip(predictions, sizes, strict=True)], losses
+        return [to_detections(prediction) for prediction in _with_sizes(model, predictions, images)], losses
 
     def start_evaluation(self, dataset: CocoDataset) -> DetectionEvaluation:
         """Scored as the head's kinds of result."""
@@ -104,7 +104,6 @@ class DetectionJob(Job[DetectionConfig]):
 
     def draw_sample(self, dataset: CocoDataset, image: Tensor, target: dict[str, Any]) -> np.ndarray:
         """The image with its boxes, masks, keypoints and names."""
-        target = {key: _whole(value) for key, value in target.items()}
         return draw_instances(image, target, class_names=dataset.annotations.class_names)
 
     def describe_classes(self, dataset: CocoDataset) -> list[str]:
@@ -123,7 +122,7 @@ class DetectionJob(Job[DetectionConfig]):
     def present(
         self,
         image: np.ndarray,
-        prediction: dict[str, Tensor],
+        prediction: dict[str, Any],
         categories: Sequence[Category],
         *,
         picture: Path,
@@ -137,5 +136,23 @@ class DetectionJob(Job[DetectionConfig]):
         return f"{drawn} objects -> {picture}", to_rows(0, prediction, categories)
 
 
-def _whole(value: Any) -> Any:
-    return value.dense() if isinstance(value, CroppedMasks) else value
+def _with_whole_masks(target: dict[str, Any]) -> dict[str, Any]:
+    return {key: value.dense() if isinstance(value, CroppedMasks) else value for key, value in target.items()}
+
+
+def _masks_as_predicted(model: nn.Module) -> AbstractContextManager[None]:
+    """In which a model that can give its masks as the head predicts them does so."""
+    transform = getattr(model, "transform", None)
+    return transform.masks_as_predicted() if isinstance(transform, DetectionTransform) else nullcontext()
+
+
+def _with_sizes(model: nn.Module, predictions: list[dict[str, Any]], images: list[Tensor]) -> list[dict[str, Any]]:
+    """Predictions made within `_masks_as_predicted`, whose masks know what images they belong to."""
+    if not isinstance(getattr(model, "transform", None), DetectionTransform):
+        return predictions
+    return [
+        prediction | {"masks": UnpastedMasks(prediction["masks"], prediction["boxes"], (image.shape[-2], image.shape[-1]))}
+        if "masks" in prediction
+        else prediction
+        for prediction, image in zip(predictions, images, strict=True)
+    ]

@@ -6,11 +6,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from engine.data.annotations import Category
 from engine.data.dataset import CocoDataset
-from engine.data.masks import decode_segmentation
+from engine.detection.encoded_masks import EncodedMasks
 from engine.draw import draw_instances, save_picture, side_by_side
 from engine.files import picture_names
 
@@ -28,11 +27,7 @@ def draw_predictions(
     pictures = picture_names([table.file_name(index) for index in indices])
     for index, picture in zip(indices, pictures, strict=True):
         image = dataset.read_image(index)
-        truth = {key: torch.from_numpy(column) for key, column in dataset.instances(index).items()}
-        if table.num_keypoints and any("keypoints" in row for row in rows):
-            truth["keypoints"] = torch.from_numpy(table.keypoints[table.offsets[index] : table.offsets[index + 1]])
-        if any(map(table.segmentation, range(table.offsets[index], table.offsets[index + 1]))):
-            truth["masks"] = _truth_masks(dataset, int(index))
+        truth = _truth(dataset, index, with_keypoints=any("keypoints" in row for row in rows))
         predicted = to_instances(of_image[int(table.image_ids[index])], table.categories)
         names = table.class_names
         left = draw_instances(image, truth, class_names=names)
@@ -42,18 +37,20 @@ def draw_predictions(
     return paths
 
 
-def to_instances(rows: list[dict[str, Any]], categories: list[Category]) -> dict[str, Tensor]:
-    """COCO results rows of one image -> torchvision's dict: boxes (N, 4) xyxy pixels, labels, scores, masks, keypoints."""
+def to_instances(rows: list[dict[str, Any]], categories: list[Category]) -> dict[str, Any]:
+    """COCO results rows of one image -> torchvision's dict: boxes (N, 4) xyxy pixels, labels, scores, keypoints; and masks, as
+    `EncodedMasks`."""
     label_of = {category.id: label for label, category in enumerate(categories, start=1)}
     boxes = torch.tensor([row["bbox"] for row in rows], dtype=torch.float32).reshape(-1, 4)
     boxes[:, 2:] += boxes[:, :2]
-    instances = {
+    instances: dict[str, Any] = {
         "boxes": boxes,
         "labels": torch.tensor([label_of[row["category_id"]] for row in rows], dtype=torch.int64),
         "scores": torch.tensor([row["score"] for row in rows], dtype=torch.float32),
     }
     if rows and "segmentation" in rows[0]:
-        instances["masks"] = torch.from_numpy(np.stack([_decode(row["segmentation"]) for row in rows]))
+        height, width = rows[0]["segmentation"]["size"]
+        instances["masks"] = EncodedMasks([row["segmentation"] for row in rows], (height, width))
     if rows and "keypoints" in rows[0]:
         most = max(len(row["keypoints"]) for row in rows)
         padded = [row["keypoints"] + [0.0] * (most - len(row["keypoints"])) for row in rows]
@@ -61,13 +58,15 @@ def to_instances(rows: list[dict[str, Any]], categories: list[Category]) -> dict
     return instances
 
 
-def _decode(segmentation: dict[str, Any]) -> np.ndarray:
-    return decode_segmentation(segmentation, *segmentation["size"])
-
-
-def _truth_masks(dataset: CocoDataset, index: int) -> Tensor:
+def _truth(dataset: CocoDataset, index: int, *, with_keypoints: bool) -> dict[str, Any]:
+    """An image's objects as `draw_instances` takes them, with their masks where there are any."""
     table = dataset.annotations
-    height, width = int(table.heights[index]), int(table.widths[index])
-    rows = range(table.offsets[index], table.offsets[index + 1])
-    masks = [decode_segmentation(table.segmentation(row), height, width) for row in rows]
-    return torch.from_numpy(np.array(masks, np.uint8).reshape(-1, height, width))
+    rows = slice(int(table.offsets[index]), int(table.offsets[index + 1]))
+    columns = {"boxes": table.boxes, "labels": table.labels, "iscrowd": table.iscrowd}
+    if with_keypoints and table.num_keypoints:
+        columns["keypoints"] = table.keypoints
+    truth: dict[str, Any] = {key: torch.from_numpy(np.array(column[rows])) for key, column in columns.items()}
+    segmentations = [table.segmentation(row) for row in range(rows.start, rows.stop)]
+    if any(segmentations):
+        truth["masks"] = EncodedMasks(segmentations, (int(table.heights[index]), int(table.widths[index])))
+    return truth

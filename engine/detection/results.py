@@ -12,7 +12,7 @@ from backbones.errors import UserError
 from engine.data.annotations import Category
 from engine.data.masks import encode_mask, encode_part
 from engine.data.outside_values import is_finite, parse_json
-from heads.mask_paste import mask_parts
+from heads.mask_paste import UnpastedMasks, mask_parts
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,17 +42,17 @@ class Detections:
         return rows
 
 
-def to_detections(prediction: dict[str, Tensor], *, size: tuple[int, int] | None = None) -> Detections:
+def to_detections(prediction: dict[str, Any]) -> Detections:
     """A prediction of torchvision's kind in little memory.
 
     Takes boxes (N, 4) xyxy pixels, labels (N,), scores (N,), and perhaps keypoints (N, K, 3) and masks of probabilities, cut at
-    0.5: (N, 1, H, W), or, with the image's `size` (H, W), as the head predicts them, (N, 1, M, M) of their boxes.
+    0.5: (N, 1, H, W), or `UnpastedMasks`, which are never pasted.
     """
-    columns = {key: value.detach().cpu() for key, value in prediction.items()}
+    columns = {key: value.detach().cpu() if isinstance(value, Tensor) else value.cpu() for key, value in prediction.items()}
     masks = None
-    if "masks" in columns and size is not None:
-        parts = mask_parts(columns["masks"].float(), columns["boxes"], size)
-        masks = [encode_part((part > 0.5).numpy(), top, left, size) for top, left, part in parts]
+    if isinstance(small := columns.get("masks"), UnpastedMasks):
+        parts = mask_parts(small.masks.float(), small.boxes, small.size)
+        masks = [encode_part((part > 0.5).numpy(), top, left, small.size) for top, left, part in parts]
     elif "masks" in columns:
         masks = [encode_mask((mask[0] > 0.5).byte().numpy()) for mask in columns["masks"]]
     return Detections(
@@ -64,8 +64,8 @@ def to_detections(prediction: dict[str, Tensor], *, size: tuple[int, int] | None
     )
 
 
-def to_rows(image_id: int, prediction: dict[str, Tensor], categories: Sequence[Category]) -> list[dict[str, Any]]:
-    """A prediction of torchvision's kind, masks (N, 1, H, W), -> a row of COCO's results format for each object."""
+def to_rows(image_id: int, prediction: dict[str, Any], categories: Sequence[Category]) -> list[dict[str, Any]]:
+    """A prediction as `to_detections` takes it -> a row of COCO's results format for each object."""
     return to_detections(prediction).rows(image_id, categories)
 
 

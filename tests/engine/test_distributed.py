@@ -292,7 +292,10 @@ def _meet(folder: str, late: str) -> None:
 
 @pytest.mark.parametrize(
     ("late", "said"),
-    [("fails", "process 0 ends because another did: process 1: UserError: there is no room"), ("sleeps", "1 of 2 came")],
+    [
+        ("fails", "process 0 ends because another did: process 1: UserError: there is no room"),
+        ("sleeps", "process 0 has waited 1 s for others: 1 of 2 came"),
+    ],
 )
 def test_who_waits_for_a_process_that_does_not_come_is_told(on_processes, tmp_path, late, said):
     first, second = on_processes(2, _meet, str(tmp_path), late)

@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 
 from engine.draw import class_colour, contact_sheet, draw_instances, save_picture, side_by_side
+from heads.cropped_masks import CroppedMasks
 
 NAMES = ["background", "cat", "dog", "bird"]
 GREY = 90
@@ -306,3 +307,13 @@ def test_save_picture_keeps_the_old_file_when_it_fails(tmp_path: Path, monkeypat
         save_picture(np.ones((4, 6, 3), np.uint8), path)
     assert path.read_bytes() == before
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_masks_that_come_one_at_a_time_are_drawn_as_those_that_come_together():
+    boxes = [(300, 100, 400, 200), (350, 150, 500, 400), (0, 0, 700, 500)]
+    masks = torch.cat([mask_of(box) for box in boxes])
+    parts = [mask[y0:y1, x0:x1].flatten() for mask, (x0, y0, x1, y1) in zip(masks, boxes, strict=True)]
+    cropped = CroppedMasks(torch.cat(parts).byte(), boxes, (500, 700))
+    instances = {"boxes": torch.tensor(boxes, dtype=torch.float32), "labels": torch.tensor([1, 2, 3])}
+    pictures = [draw_instances(grey_image(), instances | {"masks": some}, class_names=NAMES) for some in (masks, cropped)]
+    np.testing.assert_array_equal(*pictures)

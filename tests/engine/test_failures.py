@@ -7,10 +7,12 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
+from torch.distributed import HashStore
 
 from backbones.errors import UserError
-from engine.distributed import start_world
-from engine.failures import Failures
+from engine.distributed import World, start_world
+from engine.failures import AnotherEnded, Failures, note_failure, raise_if_another_ended
 from engine.train import train
 from tests.engine.conftest import write_coco
 
@@ -55,6 +57,37 @@ def test_one_that_is_killed_is_said_to_be_gone(on_processes):
     assert first.output.startswith("Another process has gone without a word")
     assert not re.search(r"\.cc|worker|\. \w", first.output.partition("lost. ")[2]), "PyTorch's own advice is not for the user"
     assert first.output.count("\n") == 1
+
+
+def test_the_first_word_stands_but_one_of_no_failure_gives_way():
+    store = HashStore()
+    first, second, third = (World(rank, 3, torch.device("cpu"), store) for rank in range(3))
+    raise_if_another_ended(first)
+    assert note_failure(second, KeyboardInterrupt())
+    with pytest.raises(AnotherEnded, match=r"^process 0 ends because another did: process 1: KeyboardInterrupt: $") as ended:
+        raise_if_another_ended(first)
+    assert not note_failure(first, ended.value), "it came after"
+    assert note_failure(third, UserError(MESSAGE))
+    assert not note_failure(first, KeyError("a fault of ours"))
+    with pytest.raises(AnotherEnded, match=rf"^process 0 ends because another did: process 2: UserError: {MESSAGE}$"):
+        raise_if_another_ended(first)
+
+
+def _end_while_the_other_works(folder: str) -> None:
+    Failures.__init__.__kwdefaults__["patience"] = 1
+    with start_world("cpu") as world:
+        world.gather(world.rank)
+        if world.rank == 1:
+            raise KeyboardInterrupt
+        time.sleep(4)
+        Path(folder, "saved").touch()
+
+
+def test_one_that_was_told_to_end_does_not_end_what_the_others_are_at(on_processes, tmp_path):
+    first, second = on_processes(2, _end_while_the_other_works, str(tmp_path))
+    assert (tmp_path / "saved").exists(), first.output
+    assert (second.status, second.output) == (130, "Stopped.\n")
+    assert "failed first" not in first.output
 
 
 def _fail_alike() -> None:

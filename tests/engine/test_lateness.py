@@ -37,6 +37,7 @@ def test_the_late_process_is_named(on_processes, late, said):
     first, second = on_processes(2, _step, late)
     assert first.status == 1
     assert said in first.output, first.output
+    assert first.output.startswith("[process 0] has waited 2.7 s in step 7 for")
     assert first.output.count("\n") == 1
     assert second.status != 0
 

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import warnings
 from pathlib import Path
 
 import pytest
@@ -107,6 +108,42 @@ def test_a_step_exchanges_its_gradients_and_buffers_only_where_they_count(on_pro
     assert float((given - wanted).norm()) < rounding * float(wanted.norm())
     if "gradient_compression" in options:
         assert not torch.equal(given, wanted)
+
+
+class WithOtherStrides(torch.autograd.Function):
+    """A weight (N, C, 1, 1) whose gradient has strides of its own, as that of some 1 x 1 convolutions."""
+
+    @staticmethod
+    def forward(context, weight):
+        return weight.clone()
+
+    @staticmethod
+    def backward(context, gradient):
+        size = gradient.shape[1]
+        return torch.empty(gradient.numel()).as_strided(gradient.shape, (size, 1, size, size)).copy_(gradient)
+
+
+class Pointwise(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(2, 8, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.conv2d(x, WithOtherStrides.apply(self.weight))
+
+
+def _step_with_other_strides() -> None:
+    with start_world("cpu") as world:
+        parallel = parallelize(Pointwise(), DistributedConfig(static_graph=True), world)
+        parallel(torch.ones(2, 8, 4, 4)).mean().backward()
+        warnings.warn("Grad strides do not match bucket view strides, says another", stacklevel=1)
+
+
+def test_the_warning_of_a_gradients_strides_is_kept_from_the_user_and_no_other(on_processes):
+    for one in on_processes(2, _step_with_other_strides):
+        assert one.status == 0, one.output
+        assert one.output.count("Warning") == 1, one.output
+        assert "UserWarning: Grad strides do not match bucket view strides, says another" in one.output
 
 
 # ---- Options ----

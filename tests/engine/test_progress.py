@@ -8,7 +8,7 @@ import torch
 from engine import progress
 from engine.detection.coco_eval import CocoScore
 from engine.distributed import World
-from engine.progress import Reporter, Speed, clock, peak_memory_gb
+from engine.progress import Reporter, Speed, peak_memory_gb
 from engine.scores import Score
 
 CPU = torch.device("cpu")
@@ -100,11 +100,6 @@ def test_speed_counts_the_steps_and_not_what_is_between_them(monkeypatch):
     now[0] += 8
     speed.stop()
     assert speed.report(steps_left=3) == (1.0, 24.0), "only what came after the last report"
-
-
-@pytest.mark.parametrize(("seconds", "text"), [(0.4, "0:00:00"), (59.6, "0:01:00"), (3661, "1:01:01"), (360000, "100:00:00")])
-def test_a_clock_shows_hours_minutes_and_seconds(seconds, text):
-    assert clock(seconds) == text
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")

@@ -74,6 +74,7 @@ def test_rows_by_number_and_by_bool():
     assert torch.equal(cropped[chosen].dense(), masks[chosen])
     numbers = torch.tensor([5, 0, 0])
     assert torch.equal(cropped[numbers][torch.tensor([2, 0])].dense(), masks[[0, 5]])
+    assert all(torch.equal(cropped[row], masks[row]) for row in range(6))
     assert len(cropped[torch.zeros(6, dtype=torch.bool)]) == 0
     assert cropped.shape == tuple(masks.shape)
 

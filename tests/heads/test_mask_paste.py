@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torchvision.models.detection.roi_heads import paste_masks_in_image
 
-from heads.mask_paste import paste_masks
+from heads.mask_paste import UnpastedMasks, paste_masks
 
 corner = st.floats(-30, 90, width=32)
 side = st.floats(0, 120, width=32)
@@ -19,3 +19,12 @@ def test_masks_are_torchvision_own(boxes, height, width):
     rows = torch.cat([low, torch.minimum(low + rows[:, 2:], torch.tensor([width, height]))], dim=1)
     masks = torch.rand(len(rows), 1, 28, 28)
     assert paste_masks(masks, rows, (height, width)).equal(paste_masks_in_image(masks, rows, (height, width)))
+
+
+def test_masks_pasted_one_at_a_time_are_those_pasted_together():
+    corners = torch.rand(9, 2) * 50 - 10
+    boxes, masks = torch.cat([corners, corners + torch.rand(9, 2) * 40], dim=1), torch.rand(9, 1, 28, 28)
+    unpasted, pasted = UnpastedMasks(masks, boxes, (40, 60)).cpu(), paste_masks(masks, boxes, (40, 60))
+    assert unpasted.shape == pasted.shape
+    assert len(unpasted) == 9
+    assert torch.equal(torch.stack([unpasted[row] for row in range(9)]), pasted)

@@ -12,12 +12,11 @@ import numpy as np
 import torch
 from hotcoco import mask as mask_api
 from PIL import Image
-from torch import Tensor
 
 from backbones.errors import UserError
 from engine.data.dataset import read_image
-from engine.data.masks import decode_segmentation
 from engine.detection.coco_eval import IouType
+from engine.detection.encoded_masks import EncodedMasks
 from engine.detection.report.matching import Matched, Outcome, Rows, as_rle, classes_of
 from engine.draw import contact_sheet, draw_instances, save_picture
 from engine.files import picture_names
@@ -94,7 +93,7 @@ def _draw_errors(image: np.ndarray, outcome: Outcome, iou_type: IouType) -> np.n
     return _draw(image, entries, np.repeat([1, 2, 3], counts), ["background", *ERRORS], iou_type)
 
 
-def to_instances(entries: Rows, labels: np.ndarray, *, size: tuple[int, int], iou_type: IouType) -> dict[str, Tensor]:
+def to_instances(entries: Rows, labels: np.ndarray, *, size: tuple[int, int], iou_type: IouType) -> dict[str, Any]:
     """Annotations or results of an image of `size` (H, W) as `engine.draw` takes them. Those of masks need no boxes."""
     rles = [as_rle(entry["segmentation"], size) for entry in entries] if iou_type == "segm" else []
     boxes = []
@@ -116,7 +115,7 @@ def to_instances(entries: Rows, labels: np.ndarray, *, size: tuple[int, int], io
     if entries and all("score" in entry for entry in entries):
         instances["scores"] = torch.tensor([entry["score"] for entry in entries], dtype=torch.float32)
     if iou_type == "segm" and entries:
-        instances["masks"] = torch.from_numpy(np.stack([decode_segmentation(rle, *size) for rle in rles]))
+        instances["masks"] = EncodedMasks(rles, size)
     if iou_type == "keypoints" and entries:
         count = max(len(entry.get("keypoints") or ()) for entry in entries)
         points = np.zeros((len(entries), count))

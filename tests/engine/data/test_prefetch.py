@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from engine.data.prefetch import on_device
+from engine.data.prefetch import on_device, to_device
+from heads.cropped_masks import CroppedMasks
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"))]
 
@@ -29,6 +30,15 @@ def test_all_arrive_in_order(device, count):
         assert (image == number).all()
         assert (target["boxes"] == number).all()
         assert target["image_id"] == number
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_cropped_masks_go_with_their_target(device):
+    masks = CroppedMasks(torch.ones(6, dtype=torch.uint8), [(1, 2, 3, 5)], (5, 6))
+    _, (target,) = to_device(([], [{"masks": masks}]), torch.device(device))
+    assert target["masks"].pixels.device.type == device
+    (back,) = to_device(([], [target]), torch.device("cpu"))[1]
+    assert torch.equal(back["masks"].dense(), masks.dense())
 
 
 def test_an_error_of_the_loader_comes_through():

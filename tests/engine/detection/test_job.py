@@ -11,6 +11,7 @@ from PIL import Image
 from engine.data.annotations import Category
 from engine.detection.job import DetectionJob
 from heads.cropped_masks import CroppedMasks
+from heads.mask_paste import UnpastedMasks, paste_masks
 from tests.engine.conftest import MASKS
 
 CATEGORIES = [Category(3, "bar"), Category(44, "square")]
@@ -124,3 +125,39 @@ def test_a_small_training_set_is_decoded_once_and_a_large_one_not(make_config):
     assert DetectionJob(make_config()).build_training_set().image_cache is not None
     assert DetectionJob(make_config("data.cache_images=0")).build_training_set().image_cache is None
     assert DetectionJob(make_config("data.cache_images=1e-6")).build_training_set().image_cache is None
+
+
+@pytest.mark.parametrize("head", ["mask_rcnn", "cascade_mask_rcnn", "fast=false"])
+@torch.no_grad()
+def test_predictions_are_written_and_drawn_as_those_with_whole_masks(make_config, tmp_path, head, monkeypatch):
+    overrides = ["model.head.fast=false"] if head == "fast=false" else [f"model.head.name={head}"]
+    job = DetectionJob(make_config(*MASKS, *overrides, "model.head.box_score_thresh=0.0"))
+    model = job.build_model(CATEGORIES, load_weights=False).eval()
+    image = np.random.default_rng(0).integers(0, 256, (80, 120, 3), np.uint8)
+    (whole,) = model([job.prepare(image)])
+    assert isinstance(whole["masks"], torch.Tensor)
+    assert whole["masks"].shape == (20, 1, 80, 120)
+    said = [job.present(image, whole, CATEGORIES, picture=tmp_path / "whole.png", score_threshold=0.0)]
+    pasted = []
+    monkeypatch.setattr(
+        "heads.mask_paste.paste_masks", lambda masks, boxes, size: pasted.append(len(masks)) or paste_masks(masks, boxes, size)
+    )
+    (small,) = job.predict(model, [job.prepare(image)])
+    said.append(job.present(image, small, CATEGORIES, picture=tmp_path / "small.png", score_threshold=0.0))
+    assert said[0][1] == said[1][1]
+    assert len({row["segmentation"]["counts"] for row in said[0][1]}) > 5
+    assert (tmp_path / "whole.png").read_bytes() == (tmp_path / "small.png").read_bytes()
+    assert pasted == [1] * 20
+
+
+def test_only_masks_that_are_drawn_are_pasted(job, tmp_path, monkeypatch):
+    def refuse(*_):
+        raise AssertionError("pasted")
+
+    monkeypatch.setattr("heads.mask_paste.paste_masks", refuse)
+    boxes = torch.tensor([[2.0, 3, 30, 20]])
+    masks = UnpastedMasks(torch.ones(1, 1, 28, 28), boxes, (40, 60))
+    prediction = {"boxes": boxes, "labels": torch.tensor([2]), "scores": torch.tensor([0.25]), "masks": masks}
+    image = np.full((40, 60, 3), 128, np.uint8)
+    _, rows = job.present(image, prediction, CATEGORIES, picture=tmp_path / "none.png", score_threshold=0.5)
+    assert "segmentation" in rows[0]

@@ -10,6 +10,7 @@ from PIL import Image
 
 from engine.data.annotations import Category, load_annotations
 from engine.data.dataset import CocoDataset
+from engine.data.masks import decode_segmentation, encode_mask
 from engine.detection.pictures import draw_predictions, to_instances
 from tests.engine.conftest import write_coco
 
@@ -96,3 +97,33 @@ def test_no_rows_become_no_instances():
     instances = to_instances([], CATEGORIES)
     assert instances["boxes"].shape == (0, 4)
     assert instances["labels"].dtype == torch.int64
+
+
+def test_masks_are_drawn_as_those_that_are_decoded_all_together(dataset, tmp_path, monkeypatch):
+    """Truth and predictions both have masks here."""
+    size = (64, 64)
+    mask = np.zeros(size, np.uint8)
+    mask[8:30, 5:40] = 1
+    masks = [encode_mask(mask), encode_mask(np.roll(mask, 3, 1))]
+    rows = [row(dataset, 0, score) | {"segmentation": rle} for score, rle in zip((0.9, 0.8), masks, strict=True)]
+    (one_at_a_time,) = draw(dataset, rows, tmp_path / "a")
+
+    def decoded(segmentations, size):
+        return torch.from_numpy(np.stack([decode_segmentation(segmentation, *size) for segmentation in segmentations]))
+
+    monkeypatch.setattr("engine.detection.pictures.EncodedMasks", decoded)
+    (together,) = draw(dataset, rows, tmp_path / "b")
+    assert np.array_equal(one_at_a_time, together)
+
+
+def test_the_truth_is_drawn_the_same_whether_or_not_losses_are_asked_for(dataset, tmp_path):
+    """With `eval.losses` the data set gives masks, and leaves out objects without one."""
+    content = json.loads(Path(dataset.annotations.path).read_text())
+    first = next(entry for entry in content["annotations"] if entry["image_id"] == int(dataset.annotations.image_ids[0]))
+    del first["segmentation"]
+    (tmp_path / "some.json").write_text(json.dumps(content))
+    table = load_annotations(tmp_path / "some.json")
+    plain, with_masks = (
+        draw(CocoDataset(dataset.images, table, with_masks=asked), [], tmp_path / str(asked)) for asked in (False, True)
+    )
+    assert np.array_equal(plain[0], with_masks[0])

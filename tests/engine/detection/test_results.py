@@ -60,7 +60,7 @@ def test_rows_turn_back_into_the_prediction():
     back = to_instances(to_rows(7, given, CATEGORIES), CATEGORIES)
     for key in ("boxes", "labels", "scores"):
         assert torch.equal(back[key], given[key]), key
-    assert torch.equal(back["masks"].bool(), given["masks"][:, 0] > 0.5)
+    assert torch.equal(torch.stack(list(back["masks"])).bool(), given["masks"][:, 0] > 0.5)
 
 
 def test_no_prediction_gives_no_row():

@@ -15,7 +15,7 @@ from engine.detection.coco_eval import ScoreOptions, load_ground_truth, score_re
 from engine.detection.config import DetectionEvalConfig
 from engine.detection.results import to_detections
 from engine.detection.streaming import GroundTruth, StreamingScorer
-from heads.mask_paste import paste_masks
+from heads.mask_paste import UnpastedMasks, paste_masks
 from tests.engine.detection.coco_cases import keypoint_case, only, random_case
 
 CASES = {"bbox": random_case, "segm": random_case, "keypoints": keypoint_case}
@@ -181,7 +181,7 @@ def test_masks_that_are_never_pasted_have_the_run_lengths_of_those_that_are():
     masks = torch.rand(40, 1, 28, 28, generator=generator)
     masks[:3] = 1
     prediction = {"boxes": boxes, "labels": torch.ones(40, dtype=torch.int64), "scores": torch.rand(40), "masks": masks}
-    small = to_detections(prediction, size=size)
+    small = to_detections(prediction | {"masks": UnpastedMasks(masks, boxes, size)})
     dense = to_detections(prediction | {"masks": paste_masks(masks, boxes, size)})
     assert small.masks == dense.masks
     assert len({mask["counts"] for mask in small.masks}) > 30
