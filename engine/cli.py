@@ -47,4 +47,4 @@ def run_tool(main: Callable[[], None]) -> None:
         prefix = "" if rank == "0" else f"[process {rank}] "
         if not getattr(error, "is_said", False):  # by another process, which fails for the same
             print(f"{prefix}{error}", file=sys.stderr)
-        sys.exit(2)
+        sys.exit(getattr(error, "status", 2))

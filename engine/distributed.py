@@ -19,7 +19,7 @@ from torch.distributed.rendezvous import rendezvous
 
 from backbones.errors import UserError
 from engine.durations import in_words
-from engine.failures import Failures, raise_if_another_ended
+from engine.failures import Failures, PlannedEnd, raise_if_another_ended
 
 T = TypeVar("T")
 
@@ -112,8 +112,7 @@ def start_world(
     Raises:
         UserError: a GPU is asked for and there is none, or fewer than processes.
     """
-    rank, size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-    local_rank = int(os.environ.get("LOCAL_RANK", 0))
+    rank, size, local_rank = _launched()
     if device == "cuda" and not torch.cuda.is_available():
         raise UserError("device is cuda, but PyTorch sees no GPU here. Use device=cpu, or check the driver with nvidia-smi.")
     on_gpu = device == "cuda" or (device == "auto" and torch.cuda.is_available())
@@ -129,7 +128,14 @@ def start_world(
         yield World(0, 1, where)
         return
     timeout = timedelta(minutes=step_minutes)
-    store, _, _ = next(rendezvous("env://", timeout=timeout))
+    try:
+        store, _, _ = next(rendezvous("env://", timeout=timeout))
+    except (ValueError, OSError, dist.DistError) as error:  # a variable that is no address; the port is taken; nobody is there
+        place = f"{os.environ.get('MASTER_ADDR', '(unset)')}:{os.environ.get('MASTER_PORT', '(unset)')}"
+        raise UserError(
+            f"Process {rank} of {size} did not meet the others at MASTER_ADDR:MASTER_PORT = {place} "
+            f"({str(error).splitlines()[0][:200]}). Start all of them with torchrun, which sets these variables."
+        ) from None
     store.set_timeout(timeout)
     store = PrefixStore(_agree_on_start(store, rank, size, seconds=timeout.total_seconds()), store)
     dist.init_process_group(
@@ -140,12 +146,33 @@ def start_world(
     try:
         yield world
         _leave(world)
+    except PlannedEnd:
+        _leave(world)
+        raise
     except BaseException as error:
         failures.tell(error)
         raise
     finally:
         dist.destroy_process_group()
         failures.close()
+
+
+def _launched() -> tuple[int, int, int]:
+    """RANK, WORLD_SIZE and LOCAL_RANK, as torchrun sets them.
+
+    Raises:
+        UserError: they are no such numbers.
+    """
+    numbers = {}
+    for name, default in (("RANK", "0"), ("WORLD_SIZE", "1"), ("LOCAL_RANK", "0")):
+        text = os.environ.get(name, default)
+        if not (text.isascii() and text.isdigit()):
+            raise UserError(f"The variable {name} is {text!r}, not a number. Start with torchrun, which sets it, or unset it.")
+        numbers[name] = int(text)
+    rank, size, local_rank = numbers.values()
+    if rank >= size:
+        raise UserError(f"RANK={rank} with WORLD_SIZE={size}: there is no such process. Start with torchrun, or unset both.")
+    return rank, size, local_rank
 
 
 def _agree_on_start(store: Store, rank: int, size: int, *, seconds: float) -> str:
@@ -175,7 +202,10 @@ def _agree_on_start(store: Store, rank: int, size: int, *, seconds: float) -> st
             if store.check([f"{name} all"]):
                 return name
         time.sleep(0.02)
-    raise RuntimeError(f"process {rank} has waited {in_words(seconds)} for all {size} to start")
+    raise UserError(
+        f"Process {rank} has waited {in_words(seconds)} for all {size} to start, and not all did. Start them with torchrun, on "
+        "every machine; or unset RANK and WORLD_SIZE for one process."
+    )
 
 
 def _leave(world: World, *, seconds: float = 30) -> None:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from engine.distributed import World
 
 _NOTE, _HEARD = "failure", "failure heard"
+_FINISH_SECONDS = 600.0
 # What PyTorch's errors say where another process has gone, besides those that are of a class of their own.
 _OF_ANOTHER = ("gloo", "nccl", "connection closed", "connection reset")
 
@@ -31,12 +32,22 @@ _OF_ANOTHER = ("gloo", "nccl", "connection closed", "connection reset")
 class Ended(UserError):
     """This process ends because another one failed.
 
-    `is_said` is true where both failed of the same, and the other says so: then this one has nothing to add.
+    `is_said` is true where both failed of the same, and the other says so: then this one has nothing to add. `status` is what
+    the process exits with: as the other one does, 2 where there is something to put right.
     """
 
-    def __init__(self, text: str, *, is_said: bool = False) -> None:
+    def __init__(self, text: str, *, is_said: bool = False, status: int = 1) -> None:
         super().__init__(text)
         self.is_said = is_said
+        self.status = status
+
+
+class PlannedEnd(SystemExit):
+    """All processes end at the same step, as they agreed to: none of them fails."""
+
+
+class Finishing(threading.Thread):
+    """A thread that is let finish before its process is ended for another's failure: it writes a checkpoint."""
 
 
 class AnotherEnded(RuntimeError):
@@ -55,6 +66,8 @@ class Failure:
     """What its user sees: a UserError's message alone."""
     is_cause: bool
     """Whether the process failed by itself: it was not told to end, nor does it end because another did."""
+    status: int
+    """What it exits with."""
 
 
 class Failures:
@@ -62,7 +75,7 @@ class Failures:
 
     A thread looks for a failure elsewhere twice a second, so that it is known here also once the process that holds the store
     is gone. Where the main thread has not ended `patience` seconds later (it may be inside a collective, which nothing but a
-    timeout of half an hour ends), the thread ends the process.
+    timeout of half an hour ends), the thread ends the process, once what is `Finishing` has.
 
     Args:
         world: the processes.
@@ -94,7 +107,7 @@ class Failures:
             if self.world.is_main and first is not None:
                 self._wait_for_others(seconds=3)
             if first is not None:
-                raise Ended(self._describe(first)) from None
+                raise Ended(self._describe(first), status=first.status) from None
             raise Ended(
                 f"Another process has gone without a word: it was killed, or its machine was lost. ({_core(error)})"
             ) from None
@@ -102,7 +115,7 @@ class Failures:
         if is_first or self.world.is_main:  # the main process may hold the store
             self._wait_for_others(seconds=3)
         if first is not None and first.text == _text(error):
-            raise Ended(first.text, is_said=True) from None
+            raise Ended(first.text, is_said=True, status=first.status) from None
 
     def close(self) -> None:
         """Listen no longer."""
@@ -134,6 +147,9 @@ class Failures:
             if self._first is None:
                 return
         if not self._closed.wait(self.patience):
+            for thread in threading.enumerate():
+                if isinstance(thread, Finishing):
+                    thread.join(_FINISH_SECONDS)
             assert self._first is not None
             own = self._first.rank == self.world.rank
             said = self._first.text if own else self._describe(self._first)
@@ -158,7 +174,8 @@ def note_failure(world: "World", error: BaseException) -> bool:
     assert store is not None
     is_cause = isinstance(error, Exception) and not _is_of_another(error)
     summary = f"{type(error).__name__}: {error}"
-    note = json.dumps(asdict(Failure(world.rank, socket.gethostname(), summary, _text(error), is_cause)))
+    status = 2 if isinstance(error, UserError) else 1
+    note = json.dumps(asdict(Failure(world.rank, socket.gethostname(), summary, _text(error), is_cause, status)))
     standing = store.compare_set(_NOTE, "", note).decode()
     if is_cause and not json.loads(standing)["is_cause"]:
         standing = store.compare_set(_NOTE, standing, note).decode()

@@ -163,7 +163,8 @@ class StepGuard:
             f"a lower optimizer.lr (now {self.config.optimizer.lr:g}), a longer schedule.warmup_steps, "
             "or train.clip_grad_norm=10"
         )
-        images = "train.on_nonfinite=skip leaves such steps out"
+        leaves_out = self.config.train.on_nonfinite == "skip"
+        images = "put them right" if leaves_out else "train.on_nonfinite=skip leaves such steps out"
         if _is_most(report):
             count = f"{len(report['alone'])} of {report['images']} images lead"
             advice = f"{count} to it alone, so it is the weights that have diverged: use {lower}."

@@ -65,7 +65,7 @@ def parallelize(model: nn.Module, config: DistributedConfig, world: World, *, so
     sends_buffers: dict[str, Any] = {_BUFFERS: buffers_count_in_training(model)}
     parallel = DistributedDataParallel(
         model,
-        device_ids=[world.device.index] if world.device.type == "cuda" else None,
+        device_ids=None,  # batches are on the device; image ids are not, and would each be copied there, and waited for
         gradient_as_bucket_view=True,
         **sends_buffers,
         bucket_cap_mb=config.bucket_mb,
@@ -103,6 +103,7 @@ def _settle_buckets(parallel: DistributedDataParallel) -> None:
         # Gradients then come in the reverse order of the parameters, as from a model that uses them in that order.
         return torch.stack([parameter.flatten()[0].float() for parameter in trained]).sum()
 
+    own = vars(model).get("forward")  # where a user has put another in the place of the class's
     model.forward = touch_all
     try:
         with as_written():
@@ -110,5 +111,7 @@ def _settle_buckets(parallel: DistributedDataParallel) -> None:
                 parallel().backward()
     finally:
         del model.forward
+        if own is not None:
+            model.forward = own
     for parameter in trained:
         parameter.grad = None

@@ -9,13 +9,14 @@ from types import FrameType, TracebackType
 from typing import Any
 
 from engine.distributed import World
+from engine.failures import PlannedEnd
 
 STOP_SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGUSR1") if hasattr(signal, name))
 # torchrun passes on the signal its processes may have had themselves, as from Ctrl-C in a terminal.
 ECHO_SECONDS = 2.0
 
 
-class Preempted(SystemExit):
+class Preempted(PlannedEnd):
     """Ends a run that was told to stop, with status 128 + the signal's number."""
 
     def __init__(self, number: int) -> None:

@@ -213,7 +213,7 @@ class _Report(BaseModel):
     images: list[_Image]
     losses: list[Losses]
     step_seed: int = Field(ge=0, lt=2**63)
-    precision: Literal["fp32", "fp16", "bf16"]
+    precision: Literal["float32", "fp16", "bf16"]
     loss_scale: float
     channels_last: bool
     notes: list[str]

@@ -14,8 +14,9 @@ from engine.checkpoint import Checkpoint, load_checkpoint
 from engine.config import RunConfig
 from engine.config_file import check_job
 from engine.distributed import World
+from engine.job import SampleSet
 from engine.progress import Reporter
-from engine.saving import KEPT_PATTERN, LAST, PREVIOUS
+from engine.saving import BEST, KEPT_PATTERN, LAST, PREVIOUS
 
 # What may be another in a run that goes on: how long it is, where it computes, what it logs.
 FREE_KEYS = (
@@ -115,7 +116,8 @@ def find_checkpoint(folder: Path, resume: str | None, *, world: World, reporter:
 
 
 def _choose(folder: Path, resume: str | None, restart: str | None, *, reporter: Reporter) -> Checkpoint | None:
-    own = [path for path in (folder / LAST, *_newest_first([folder / PREVIOUS, *folder.glob(KEPT_PATTERN)])) if path.exists()]
+    places = [folder / LAST, *_newest_first([folder / PREVIOUS, *folder.glob(KEPT_PATTERN)])]
+    own = [path for path in places if os.path.lexists(path)]  # a link that leads nowhere is of a run, too
     if restart is not None and (own or resume is None):
         # Also where --resume PATH began the run: what it has done since is in its own folder.
         reporter.line(f"started again by {restart}: going on from where it was")
@@ -128,12 +130,17 @@ def _choose(folder: Path, resume: str | None, restart: str | None, *, reporter: 
             file = Path(resume) / LAST
             hint = f" It is a folder: name a file in it ({file}), or give --resume alone for the newest of output_dir."
         raise UserError(f"There is no checkpoint at {resume}.{hint}")
-    if own and not goes_on_here:
+    if not goes_on_here and (own or (folder / BEST).exists()):
         raise UserError(f"{folder} holds a run already. Go on with it: --resume. Or start another: output_dir=FOLDER.")
     if resume is None:
         return None
     if resume:
         return _load(Path(resume))
+    if not own and (folder / BEST).exists():
+        raise UserError(
+            f"{folder} has no checkpoint to go on from, and a {BEST} that a run from the beginning would write over. "
+            f"Move {BEST} elsewhere, or name another folder: output_dir=FOLDER."
+        )
     if not own:
         reporter.line(f"There is no checkpoint in {folder} yet: starting from the beginning.")
         return None
@@ -217,6 +224,21 @@ def check_same_run(checkpoint: Checkpoint, config: RunConfig, *, processes: int)
     if changes:
         changes.append("  the weights will differ a little from those of a run that was not changed")
     return lines + changes
+
+
+def check_same_images(checkpoint: Checkpoint, dataset: SampleSet) -> None:
+    """Check that a training set is as large as it was: which images a step takes depends on that.
+
+    Raises:
+        UserError: it is not.
+    """
+    assert checkpoint.training is not None, "find_checkpoint gives no other"
+    before = checkpoint.training.get("num_images", len(dataset))
+    if before != len(dataset):
+        raise UserError(
+            f"{checkpoint.path} was trained on {before} images, {dataset.path} now gives {len(dataset)}: the run cannot go on "
+            "where it was. Put the files back, or start another run from its weights: output_dir=FOLDER."
+        )
 
 
 def _differences(name: str, before: Any, now: Any) -> list[tuple[str, Any, Any]]:

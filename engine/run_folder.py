@@ -28,20 +28,29 @@ class RunFolder:
         reporter: prints.
         state: what is saved.
         categories: the classes, which every checkpoint names.
+        num_images: of the training set, by which a resume sees that it is the same.
     """
 
     def __init__(
-        self, config: RunConfig, *, world: World, reporter: Reporter, state: TrainingState, categories: list[Category]
+        self,
+        config: RunConfig,
+        *,
+        world: World,
+        reporter: Reporter,
+        state: TrainingState,
+        categories: list[Category],
+        num_images: int,
     ) -> None:
         self.config = config
         self.world = world
         self.reporter = reporter
         self.state = state
         self.categories = categories
+        self.num_images = num_images
         self.path = Path(config.output_dir)
         self.trackers: list[Tracker] = []
         self.errors = WriteErrors(reporter.line)
-        self.writer = CheckpointWriter(self.path, errors=self.errors)
+        self.writer = CheckpointWriter(self.path, errors=self.errors, best=state.best)
         self._saved = (state.step, state.evaluation_due)
 
     def open(self, *, start: Path | None = None) -> None:
@@ -57,6 +66,9 @@ class RunFolder:
         if not self.world.is_main:
             return
         make_folder(self.path)
+        for name in (LAST, PREVIOUS, BEST):
+            if (self.path / name).is_dir():
+                raise UserError(f"{self.path / name} is a folder, where a checkpoint is to be written. Move it elsewhere.")
         step, due = self.state.step, self.state.evaluation_due
         try:
             for left in self.path.glob("*.part"):  # by a run that was killed as it wrote
@@ -85,7 +97,8 @@ class RunFolder:
         if not self.world.is_main:
             return
         self._flush()  # a checkpoint is not to know of steps whose lines may be lost
-        state = {"model": self.state.weights.state_dict(), "training": self.state.to_resume() | {"processes": self.world.size}}
+        state = {"model": self.state.weights.state_dict(), "training": self.state.to_resume()}
+        state["training"] |= {"processes": self.world.size, "num_images": self.num_images}
         state, ready = copied(state, self.world.device)
         self.writer.save(
             {
@@ -97,6 +110,8 @@ class RunFolder:
                 )
                 for name in names
             },
+            best=self.state.best,
+            step=self.state.step,
             ready=ready,
         )
 
@@ -149,12 +164,8 @@ class RunFolder:
             self.save(LAST)
         self.writer.finish()
         self._flush()
-        saved = f"saved in {self.path / LAST}"
-        if LAST in self.writer.waiting:
-            why = "; ".join(
-                f"{name}: {self.errors.unwritten[name]}" for name in self.writer.waiting if name in self.errors.unwritten
-            )
-            saved = f"{LAST} could not be written ({why}), and is of before"
+        why = self.errors.unwritten.get(LAST)
+        saved = f"saved in {self.path / LAST}" if why is None else f"{LAST} could not be written ({why}), and is of before"
         self.reporter.line(
             f"stopped by {stop.signal} after step {self.state.step} of {total_steps}: {saved}. "
             "To go on, the same command with --resume."

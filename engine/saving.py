@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from engine.checkpoint import write_checkpoint
+from engine.failures import Finishing
 from engine.files import WriteErrors
 
 LAST, PREVIOUS, BEST = "last.pt", "last.previous.pt", "best.pt"
@@ -18,34 +19,49 @@ KEPT, KEPT_PATTERN = "epoch_{:04d}.pt", "epoch_*.pt"
 class CheckpointWriter:
     """Writes a run's checkpoints, one save at a time, in a thread of its own.
 
-    The files of a save are written in their order, and none after one that could not be: `best.pt` comes before the `last.pt`
-    that counts on it. What could not be written is tried again with the next save; of what is saved again meanwhile, the new.
-    Of the checkpoints that are kept by epoch, a failed one is given up.
+    The files of a save are written in their order: `best.pt` comes before the `last.pt` that counts on it. Where `best.pt`
+    could not be written, what comes after it knows of the one before, and evaluates again if it is of the same step. What could
+    not be written is tried again with the next save; of what is saved again meanwhile, the new. Of the checkpoints that are
+    kept by epoch, a failed one is given up.
 
     Args:
         folder: of the run.
         errors: who is told of what cannot be written.
+        best: the score of the `best.pt` that is there.
     """
 
-    def __init__(self, folder: Path, *, errors: WriteErrors) -> None:
+    def __init__(self, folder: Path, *, errors: WriteErrors, best: float = float("-inf")) -> None:
         self.folder = folder
         self.errors = errors
+        self.best = best
+        self._new_best = (best, 0)  # of the best.pt that is to be written: its score, and the step it is of
         self._pending: dict[str, dict[str, Any]] = {}
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
 
-    def save(self, contents: dict[str, dict[str, Any]], *, ready: Callable[[], None] | None = None) -> None:
+    def save(
+        self,
+        contents: dict[str, dict[str, Any]],
+        *,
+        best: float = float("-inf"),
+        step: int = 0,
+        ready: Callable[[], None] | None = None,
+    ) -> None:
         """Write checkpoints by name; this waits for the save before, and for no more.
 
         Args:
             contents: of `copied`.
+            best: the score of `best.pt`, where it is among them.
+            step: of the state.
             ready: what came with the copy.
         """
         self.join()
+        if BEST in contents:
+            self._new_best = (best, step)
         for name in contents:
             self._pending.pop(name, None)  # so that it takes its place behind what waits for longer
         self._pending |= contents
-        self._thread = threading.Thread(target=self._write, args=(ready,), name="checkpoint")
+        self._thread = Finishing(target=self._write, args=(ready,), name="checkpoint")
         self._thread.start()
 
     def join(self) -> None:
@@ -59,11 +75,6 @@ class CheckpointWriter:
         if self._error is not None:
             error, self._error = self._error, None
             raise error
-
-    @property
-    def waiting(self) -> list[str]:
-        """What is not written, but for what is being written: ask after `join` or `finish`."""
-        return list(self._pending)
 
     def finish(self) -> None:
         """Wait for what is written, and try the rest once more."""
@@ -79,21 +90,29 @@ class CheckpointWriter:
             for name, content in list(self._pending.items()):
                 previous = self.folder / PREVIOUS if name == LAST else None
                 is_kept = name not in (LAST, BEST)
+                if name != BEST and BEST in self._pending:
+                    content = self._without_new_best(content)
                 try:
                     write_checkpoint(self.folder / name, content, previous=previous)
                 except OSError as error:
                     then = "it is not kept" if is_kept else "it is tried again at the next save"
-                    if name == BEST and LAST in self._pending:
-                        then += f", and {LAST} waits for it"
                     self.errors.failed(name, error, then=then)
                     if not is_kept:
-                        return
+                        continue
                     self.errors.unwritten.pop(name)
                 else:
                     self.errors.succeeded(name)
+                    if name == BEST:
+                        self.best = self._new_best[0]
                 del self._pending[name]
         except BaseException as error:  # raised where the training waits for it
             self._error = error
+
+    def _without_new_best(self, content: dict[str, Any]) -> dict[str, Any]:
+        """A checkpoint of a run whose newest best.pt could not be written."""
+        training = content["training"]
+        due = training["evaluation_due"] or training["step"] == self._new_best[1]
+        return content | {"training": training | {"best": self.best, "evaluation_due": due}}
 
 
 def copied(content: Any, device: torch.device) -> tuple[Any, Callable[[], None] | None]:

@@ -28,7 +28,7 @@ from engine.nonfinite import StepGuard
 from engine.parallel import parallelize, synchronize_batch_norms
 from engine.preemption import Preempted, StopSignals
 from engine.progress import Reporter, Speed, peak_memory_gb
-from engine.resume import TrainingState, check_same_run, find_checkpoint
+from engine.resume import TrainingState, check_same_images, check_same_run, find_checkpoint
 from engine.run_folder import RunFolder
 from engine.saving import BEST, LAST
 from engine.scores import Score
@@ -73,6 +73,9 @@ class Run:
         check_processes(config, world)
         checkpoint = find_checkpoint(Path(config.output_dir), resume, world=world, reporter=self.reporter)
 
+        # The checkpoint that the user has named, where that is the one.
+        self.start = checkpoint.path if checkpoint is not None and resume and checkpoint.path == Path(resume) else None
+
         seed_everything(config.seed)  # what is initialised at random is the same in every process
         self.training_set, self.validation_set, self.model = self._build()
         ema = config.train.ema
@@ -86,11 +89,19 @@ class Run:
         if checkpoint is not None:
             self.resumed = check_same_run(checkpoint, config, processes=world.size)
             checkpoint.check_categories(self.training_set)
+            check_same_images(checkpoint, self.training_set)
             assert checkpoint.training is not None, "or find_checkpoint had refused it"
             self.state.restore(checkpoint.model, checkpoint.training)
             self.resumed.insert(0, f"resumed from {checkpoint.path}")
         categories = self.training_set.categories
-        self.folder = RunFolder(config, world=world, reporter=self.reporter, state=self.state, categories=categories)
+        self.folder = RunFolder(
+            config,
+            world=world,
+            reporter=self.reporter,
+            state=self.state,
+            categories=categories,
+            num_images=len(self.training_set),
+        )
         self.sampler = build_training_sampler(config, self.training_set, world, start_step=self.state.step)
         self.loader = BatchLoader(
             self.training_set,
@@ -114,7 +125,7 @@ class Run:
         Raises:
             Preempted: it was told to stop, and has saved.
         """
-        self.folder.open()
+        self.folder.open(start=self.start)
         self._describe()
         try:
             return self._train()

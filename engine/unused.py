@@ -44,11 +44,15 @@ def _look(config: RunConfig, job: Job[Any], model: nn.Module, dataset: SampleSet
     images, targets = to_device(([image for image, _ in samples], [target for _, target in samples]), world.device)
     buffers = [buffer.clone() for buffer in model.buffers()]
     was_training = model.training
+    model.train()
+    for module in model.modules():
+        if isinstance(module, nn.SyncBatchNorm):
+            module.eval()  # in training it waits for the other processes, which are not here
     torch.manual_seed(config.seed)
     try:
         with as_written():
             with autocast(world.device, config.train.precision):
-                losses = job.losses(model.train(), images, targets)
+                losses = job.losses(model, images, targets)
             total_loss(losses, parts=1).backward()
         return [name for name, parameter in model.named_parameters() if parameter.requires_grad and parameter.grad is None]
     except UserError:  # the first step says it, with its own batch

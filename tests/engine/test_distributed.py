@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shutil
+import socket
 import subprocess
 import sys
 import time
@@ -255,7 +256,9 @@ with start_world("cpu") as world:
     if world.is_main:
         world.store.set("greeting", "hello")
     world.barrier()
-    print(f"rank {world.rank} start {os.environ['TORCHELASTIC_RESTART_COUNT']} {world.store.get('greeting').decode()} {stale}")
+    line = f"rank {world.rank} start {os.environ['TORCHELASTIC_RESTART_COUNT']} {world.store.get('greeting').decode()} {stale}"
+    os.write(1, f"{line}\\n".encode())  # at once, for both write to the same place
+    world.barrier()
     if os.environ["TORCHELASTIC_RESTART_COUNT"] == "0" and world.rank == 1:
         os._exit(3)
     world.barrier()
@@ -307,4 +310,34 @@ def test_who_waits_for_a_process_that_does_not_come_is_told(on_processes, tmp_pa
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
 def test_a_gpu_that_is_not_there_is_refused():
     with pytest.raises(UserError, match="PyTorch sees no GPU here"), start_world("cuda"):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("variables", "message"),
+    [
+        ({"WORLD_SIZE": "abc"}, "WORLD_SIZE is 'abc', not a number"),
+        ({"RANK": "-1"}, "RANK is '-1', not a number"),
+        ({"WORLD_SIZE": "0"}, "RANK=0 with WORLD_SIZE=0"),
+        ({"RANK": "5", "WORLD_SIZE": "2"}, "RANK=5 with WORLD_SIZE=2"),
+        ({"WORLD_SIZE": "2"}, r"did not meet the others at MASTER_ADDR:MASTER_PORT = \(unset\):\(unset\)"),
+        ({"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "x"}, "did not meet the others at .* = 127.0.0.1:x"),
+    ],
+)
+def test_variables_that_torchrun_would_not_set_are_named(monkeypatch, variables, message):
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UserError, match=message), start_world("cpu"):
+        pass
+
+
+def test_a_process_whose_partner_does_not_come_says_so(monkeypatch):
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        port = one.getsockname()[1]
+    for name, value in {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UserError, match=r"Process 0 of 2|Process 0 has waited"), start_world("cpu", step_minutes=0.02):
         pass

@@ -3,6 +3,7 @@
 import os
 import re
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from torch.distributed import HashStore
 
 from backbones.errors import UserError
 from engine.distributed import World, start_world
-from engine.failures import AnotherEnded, Failures, note_failure, raise_if_another_ended
+from engine.failures import AnotherEnded, Failures, Finishing, note_failure, raise_if_another_ended
 from engine.train import train
 from tests.engine.conftest import write_coco
 
@@ -53,7 +54,7 @@ def test_a_fault_of_ours_is_left_to_python_and_the_others_have_a_line(on_process
 def test_one_that_is_killed_is_said_to_be_gone(on_processes):
     first, second = on_processes(2, _fail, 1, "killed")
     assert second.status == 9
-    assert first.status == 2
+    assert first.status == 1, "there is nothing here that the user could put right"
     assert first.output.startswith("Another process has gone without a word")
     assert not re.search(r"\.cc|worker|\. \w", first.output.partition("lost. ")[2]), "PyTorch's own advice is not for the user"
     assert first.output.count("\n") == 1
@@ -71,6 +72,27 @@ def test_the_first_word_stands_but_one_of_no_failure_gives_way():
     assert not note_failure(first, KeyError("a fault of ours"))
     with pytest.raises(AnotherEnded, match=rf"^process 0 ends because another did: process 2: UserError: {MESSAGE}$"):
         raise_if_another_ended(first)
+
+
+def _fail_while_a_checkpoint_is_written(folder: str) -> None:
+    Failures.__init__.__kwdefaults__["patience"] = 1
+
+    def write() -> None:
+        time.sleep(4)
+        Path(folder, f"written by {world.rank}").touch()
+
+    with start_world("cpu") as world:
+        world.gather(world.rank)
+        if world.rank == 1:
+            raise KeyError("a fault of ours")
+        Finishing(target=write).start()
+        threading.Event().wait()  # as in a collective that nothing ends
+
+
+def test_a_checkpoint_that_is_being_written_is_let_finish(on_processes, tmp_path):
+    first, _ = on_processes(2, _fail_while_a_checkpoint_is_written, str(tmp_path))
+    assert (tmp_path / "written by 0").exists()
+    assert (first.status, first.output) == (1, "[process 0] process 1 failed first, and says why.\n")
 
 
 def _end_while_the_other_works(folder: str) -> None:

@@ -455,3 +455,27 @@ def test_what_is_no_report_is_refused(tmp_path, capsys):
         run_tool(lambda: replay(tmp_path) and None)
     assert ended.value.code == 2
     assert "is no report" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda content: content.pop("images"),
+        lambda content: content.pop("channels_last"),
+        lambda content: content.update(losses=[]),
+        lambda content: content.update(losses=[{"another": 1.0}, {}]),
+        lambda content: content.update(precision="fp7"),
+        lambda content: content.update(step_seed=10**30),
+        lambda content: content.update(notes=None),
+    ],
+)
+def test_a_report_that_was_changed_is_refused(poisoned, make_config, data, tmp_path, change):
+    poisoned()
+    with pytest.raises(UserError, match="loss is not finite"):
+        train(make_config("train.batch_size=4", data=data))
+    folder = report_of(tmp_path / "run")
+    content = json.loads((folder / "report.json").read_text())
+    change(content)
+    (folder / "report.json").write_text(json.dumps(content))
+    with pytest.raises(UserError, match=r"is no report of a step|are of different steps"):
+        replay(folder, device="cpu")

@@ -6,17 +6,19 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
+import engine.distributed
 import engine.train
 from engine.checkpoint import load_checkpoint
 from engine.data.loader import BatchLoader
 from engine.data.sampler import ShardSampler
 from engine.detection.config import DetectionConfig
-from engine.distributed import World
+from engine.distributed import World, start_world
 from engine.preemption import STOP_SIGNALS, Preempted, StopSignals
 from engine.tracking import JsonlTracker
 from engine.train import train
@@ -125,6 +127,24 @@ def test_one_process_of_two_that_is_told_to_stop_stops_both_after_one_step(
     assert ended[0].output.count("stopped by SIGTERM after step") == 1
     assert "stopped by" not in ended[1].output
     assert "Traceback" not in "".join(one.output for one in ended)
+
+
+def _stop_and_be_slow_to_see_it(rank: int) -> None:
+    with start_world("cpu") as world:
+        world.gather(world.rank)
+        if world.rank == rank:
+            engine.distributed.time = SimpleNamespace(monotonic=time.monotonic, sleep=lambda _: time.sleep(2))
+        else:
+            time.sleep(0.5)  # the other one has looked, and is to look again in 1.5 s
+        world.barrier()
+        raise Preempted(signal.SIGTERM)
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_processes_that_stop_together_wait_until_all_have_seen_it(on_processes, rank):
+    """The main process holds the store that the others look into."""
+    ended = on_processes(2, _stop_and_be_slow_to_see_it, rank)
+    assert [(one.status, one.output) for one in ended] == [(143, "")] * 2
 
 
 def test_a_second_signal_ends_at_once():

@@ -95,6 +95,7 @@ def test_what_a_resume_compares_covers_weights_average_momentum_and_scaler(unint
         "best",
         "evaluation_due",
         "processes",
+        "num_images",
         "skipped",
         "optimizer",
         "scaler",
@@ -390,7 +391,7 @@ def test_a_checkpoint_from_before_a_key_was_added_is_gone_on_from_where_the_key_
     content = torch.load(path, weights_only=True)
     for section, key in (("train", "clip_grad_norm"), ("train", "keep_every_epochs"), ("train", "channels_last")):
         del content["config"][section][key]
-    for key in ("evaluation_due", "processes", "skipped"):
+    for key in ("evaluation_due", "processes", "num_images", "skipped"):
         del content["training"][key]
     torch.save(content, path)
     with pytest.raises(UserError, match=r"train\.clip_grad_norm=None, the config now says 3\.0"):

@@ -79,21 +79,45 @@ def test_a_save_does_not_wait_for_the_disk(writer, monkeypatch):
     assert written == ["best.pt", "last.pt"]
 
 
+def state(value: int, *, step: int = 0) -> dict[str, Any]:
+    return {"value": value, "training": {"step": step, "best": 0.7, "evaluation_due": False}}
+
+
 def test_what_could_not_be_written_is_written_with_the_next_save_and_only_its_newest(writer, disk, lines):
     disk.full = True
-    writer.save({"best.pt": {"value": 1}, "last.pt": {"value": 1}})
-    writer.save({"last.pt": {"value": 2}})
+    writer.save({"best.pt": {"value": 1}, "last.pt": state(1)})
+    writer.save({"last.pt": state(2)})
     writer.join()
     assert disk.written == []
     disk.full = False
-    writer.save({"last.pt": {"value": 3}})
+    writer.save({"last.pt": state(3)})
     writer.join()
     assert disk.written == [("best.pt", 1), ("last.pt", 3)], "the last.pt that counts on best.pt comes after it"
-    first, second = lines
+    first, second, *again = lines
     assert first.startswith("warning 1: best.pt could not be written (No space left on device). Training goes on; it is tried")
-    assert second == "best.pt could be written again"
-    assert writer.errors.count == 2
+    assert second.startswith("warning 2: last.pt could not be written (No space left on device). Training goes on; it is tried")
+    assert again == ["best.pt could be written again", "last.pt could be written again"]
+    assert writer.errors.count == 4
     assert writer.errors.unwritten == {}
+
+
+def test_where_the_best_weights_cannot_be_written_the_run_can_still_be_gone_on_from(writer, tmp_path, lines):
+    writer.best = 0.5
+    (tmp_path / "best.pt").mkdir()
+
+    def last() -> dict[str, Any]:
+        writer.join()
+        return torch.load(tmp_path / "last.pt", weights_only=True)["training"]
+
+    writer.save({"best.pt": {"value": 1}, "last.pt": state(1, step=3)}, best=0.7, step=3)
+    assert last() == {"step": 3, "best": 0.5, "evaluation_due": True}, "it finds the best weights again"
+    writer.save({"last.pt": state(2, step=4)}, step=4)
+    assert last() == {"step": 4, "best": 0.5, "evaluation_due": False}, "it knows which best.pt is there"
+    (tmp_path / "best.pt").rmdir()
+    writer.save({"last.pt": state(3, step=5)}, step=5)
+    assert last()["best"] == 0.7
+    assert torch.load(tmp_path / "best.pt", weights_only=True)["value"] == 1
+    assert lines[-1] == "best.pt could be written again"
 
 
 def test_the_end_tries_once_more(writer, disk):
