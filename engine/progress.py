@@ -1,10 +1,11 @@
 """What a run prints: lines that a person and a log file can both read, and a bar where there is a terminal."""
 
+import os
 import resource
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import torch
@@ -17,14 +18,30 @@ from engine.distributed import World
 from engine.scores import Score
 
 
+class _Console(Console):
+    """Falls silent where nobody reads any more, the disk of a log is full, or there is no output: a run goes on without."""
+
+    def print(self, *objects: Any, **options: Any) -> None:
+        try:
+            super().print(*objects, **options)
+        except OSError:
+            self.on_broken_pipe()
+
+    def on_broken_pipe(self) -> None:
+        self.quiet = True
+        with suppress(OSError, ValueError, AttributeError):  # or Python meets the same as it ends, and says so
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 class Reporter:
     """Prints on the main process, and nothing on the others."""
 
     def __init__(self, world: World) -> None:
         self.is_main = world.is_main
         # Lines in a file or a pipe are not to be wrapped at a terminal's width.
-        width = None if sys.stdout.isatty() else 200
-        self.console = Console(quiet=not world.is_main, highlight=False, emoji=False, width=width, soft_wrap=True)
+        width = None if sys.stdout is not None and sys.stdout.isatty() else 200
+        is_quiet = not world.is_main or sys.stdout is None
+        self.console = _Console(quiet=is_quiet, highlight=False, emoji=False, width=width, soft_wrap=True)
 
     def line(self, text: str = "") -> None:
         """Print a line."""

@@ -4,7 +4,9 @@ What is logged is in the file when `log` returns, so that a process that is kill
 the disk is full, is kept in memory and written with what comes next.
 """
 
+import errno
 import json
+import math
 import os
 import socket
 import time
@@ -40,16 +42,31 @@ class JsonlTracker:
     def __init__(
         self, path: Path, *, start_step: int = 0, evaluates_again: bool = False, errors: WriteErrors | None = None
     ) -> None:
-        lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
-        kept = [line for line in lines if _stays(line, start_step, evaluates_again=evaluates_again)]
-        self.last_records = [record for record in map(json.loads, kept) if record["step"] == start_step]
+        if path.is_dir() or path.is_fifo():
+            raise OSError(errno.EEXIST, "there is something else than a file", str(path))
+        lines = path.read_bytes().splitlines(keepends=True) if path.is_file() else []
+        records = [(line, _record(line)) for line in lines]
+        if errors is not None and (foreign := sum(record is None for _, record in records[:-1])):
+            # The last one alone is cut short when a run is killed.
+            copy = path.with_name("metrics.before.jsonl")
+            write_whole(copy, b"".join(lines))
+            errors.tell(
+                f"warning: {foreign} lines of {path} are none of a run's, and are taken out; the file is kept in {copy}"
+            )
+        stay = [
+            (line, record)
+            for line, record in records
+            if record is not None and _stays(record, start_step, evaluates_again=evaluates_again)
+        ]
+        kept = [line for line, _ in stay]
+        self.last_records = [record for _, record in stay if record["step"] == start_step]
         if kept != lines:
             write_whole(path, b"".join(kept))
         self._file = _AppendedFile(path, errors)
 
     def log(self, kind: str, step: int, values: dict[str, Any]) -> None:
-        """Write {"kind", "step", "time", **values}."""
-        line = {"kind": kind, "step": step, "time": round(time.time(), 3), **values}
+        """Write {"kind", "step", "time", **values}; what is no number is null, for JSON has no word for it."""
+        line = {"kind": kind, "step": step, "time": round(time.time(), 3), **_finite(values)}
         self._file.append(json.dumps(line).encode() + b"\n")
 
     def flush(self) -> None:
@@ -123,7 +140,8 @@ class TensorBoardTracker:
 class _AppendedFile:
     """A file that is appended to at once. What could not be written is kept, and goes before what comes next.
 
-    A file that somebody deletes meanwhile is there again, as it was, after the next `flush`.
+    A file that somebody deletes meanwhile is there again, as it was, after the next `flush`; one that takes its place (an
+    editor's) is gone on with.
     """
 
     def __init__(self, path: Path, errors: WriteErrors | None) -> None:
@@ -152,13 +170,16 @@ class _AppendedFile:
     def flush(self) -> None:
         if self._handle is not None and is_gone(self.path):
             self._pending = self._whole() + self._pending
-            os.close(self._handle)
-            self._handle = None
+            self._release()
+        elif self._handle is not None and self._is_another():
+            self._release()
         self.append(b"")
         if self._handle is not None and not self._pending:
             try:
                 os.fsync(self._handle)
             except OSError as error:
+                if error.errno == errno.EINVAL:
+                    return  # a device has no disk to be on
                 if self.errors is None:
                     raise
                 self.errors.failed(self._name, error)
@@ -166,8 +187,20 @@ class _AppendedFile:
     def close(self) -> None:
         if self._handle is not None:
             self.append(b"")
-            os.close(self._handle)
-            self._handle = None
+            self._release()
+
+    def _release(self) -> None:
+        assert self._handle is not None
+        os.close(self._handle)
+        self._handle = None
+
+    def _is_another(self) -> bool:
+        """Whether the name is that of another file than the open one."""
+        assert self._handle is not None
+        try:
+            return not os.path.samestat(self.path.stat(), os.fstat(self._handle))
+        except OSError:
+            return False
 
     def _whole(self) -> bytes:
         """What the open file has, wherever its name is."""
@@ -182,15 +215,29 @@ class _AppendedFile:
         return self.path.name if self.path.suffix == ".jsonl" else self.path.parent.name + "/"
 
 
-def _stays(line: bytes, start_step: int, *, evaluates_again: bool) -> bool:
+def _record(line: bytes) -> dict[str, Any] | None:
+    """What a line says, or None where it is none of `JsonlTracker`'s, or not whole."""
     try:
         record = json.loads(line)
-        step, kind = record["step"], record["kind"]
-    except (ValueError, KeyError, TypeError):  # cut short when the run was killed
-        return False
-    if not line.endswith(b"\n"):
-        return False
-    return bool(step < start_step or (step == start_step and not (evaluates_again and kind == "eval")))
+    except (ValueError, RecursionError):
+        return None
+    if not line.endswith(b"\n") or not isinstance(record, dict):
+        return None
+    types: dict[str, Any] = {"kind": str, "step": int, "time": int | float}
+    return record if all(isinstance(record.get(key), kind) for key, kind in types.items()) else None
+
+
+def _stays(record: dict[str, Any], start_step: int, *, evaluates_again: bool) -> bool:
+    step = record["step"]
+    return bool(step < start_step or (step == start_step and not (evaluates_again and record["kind"] == "eval")))
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(entry) for key, entry in value.items()}
+    if isinstance(value, list):
+        return [_finite(entry) for entry in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _numbers(values: dict[str, Any], prefix: str) -> list[tuple[str, float]]:

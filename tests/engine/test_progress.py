@@ -1,6 +1,9 @@
 """What a run prints."""
 
+import os
+import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,6 +15,7 @@ from engine.progress import Reporter, Speed, peak_memory_gb
 from engine.scores import Score
 
 CPU = torch.device("cpu")
+ROOT = Path(__file__).parents[2]
 
 
 def reporter(rank: int = 0) -> Reporter:
@@ -108,3 +112,24 @@ def test_memory_is_the_most_this_process_held():
 
     status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
     assert peak_memory_gb(CPU) == pytest.approx(int(status["VmHWM"].split()[0]) * 1024 / 1e9, rel=0.05)
+
+
+PRINTS = """
+import sys, torch
+from engine.distributed import World
+from engine.progress import Reporter
+reporter = Reporter(World(0, 1, torch.device("cpu")))
+for number in range(3000):
+    reporter.line(f"line {number}, long enough that a pipe is soon full")
+print("came to its end", file=sys.stderr)
+"""
+
+
+@pytest.mark.parametrize("where", ["| head -1", "> /dev/full", ">&-"])
+def test_a_run_whose_lines_nobody_takes_goes_on(where):
+    command = f"set -o pipefail; \"{sys.executable}\" -c '{PRINTS}' {where}"
+    done = subprocess.run(
+        ["bash", "-c", command], capture_output=True, text=True, timeout=120, env=os.environ | {"PYTHONPATH": str(ROOT)}
+    )
+    assert done.stderr == "came to its end\n"
+    assert done.returncode == 0

@@ -152,3 +152,72 @@ def test_files_that_are_deleted_meanwhile_are_there_again_and_whole(tmp_path):
     assert [json.loads(line)["step"] for line in (folder / "metrics.jsonl").read_text().splitlines()] == [1, 2, 3]
     events = EventAccumulator(str(folder / "tensorboard")).Reload()
     assert [event.step for event in events.Scalars("train/loss")] == [1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"# my note",
+        b"\xff\x00",
+        b"[" * 100_000,
+        b'{"step": "x", "kind": 1, "time": 2}',
+        b'{"step": 1, "kind": "train"}',
+        b"[1]",
+    ],
+)
+def test_lines_of_others_are_taken_out_said_and_kept_beside(tmp_path, line):
+    path, said = tmp_path / "metrics.jsonl", []
+    tracker = JsonlTracker(path)
+    tracker.log("train", 1, {})
+    path.write_bytes(path.read_bytes() + line + b"\n")
+    tracker.log("train", 2, {})
+    tracker.close()
+    before = path.read_bytes()
+    tracker = JsonlTracker(path, start_step=2, errors=WriteErrors(said.append))
+    tracker.close()
+    assert [json.loads(kept)["step"] for kept in path.read_text().splitlines()] == [1, 2]
+    assert (tmp_path / "metrics.before.jsonl").read_bytes() == before
+    assert len(said) == 1
+    assert "1 lines of" in said[0]
+
+
+def test_what_is_no_number_is_null(tmp_path):
+    tracker = JsonlTracker(tmp_path / "metrics.jsonl")
+    tracker.log("eval", 1, {"losses": {"loss": float("nan"), "other": 1.0}, "list": [float("inf"), 2]})
+    tracker.close()
+
+    def refuse(word: str) -> None:
+        raise AssertionError(word)
+
+    line = json.loads((tmp_path / "metrics.jsonl").read_text(), parse_constant=refuse)
+    assert (line["losses"], line["list"]) == ({"loss": None, "other": 1.0}, [None, 2])
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir])
+def test_what_is_no_file_is_not_waited_for(tmp_path, make):
+    make(tmp_path / "metrics.jsonl")
+    with pytest.raises(OSError, match="something else than a file"):
+        JsonlTracker(tmp_path / "metrics.jsonl")
+
+
+def test_a_file_that_an_editor_has_put_there_is_gone_on_with(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    tracker = JsonlTracker(path)
+    tracker.log("train", 1, {"loss": 1})
+    path.with_name("edited").write_text(path.read_text().replace("loss", "cost"))
+    path.with_name("edited").replace(path)
+    tracker.flush()
+    tracker.log("train", 2, {"loss": 1})
+    tracker.close()
+    first, second = map(json.loads, path.read_text().splitlines())
+    assert (first["step"], first["cost"], second["step"], second["loss"]) == (1, 1, 2, 1)
+
+
+def test_a_device_in_its_place_takes_all(tmp_path):
+    (tmp_path / "metrics.jsonl").symlink_to(os.devnull)
+    errors = WriteErrors(lambda _: None)
+    tracker = JsonlTracker(tmp_path / "metrics.jsonl", errors=errors)
+    tracker.log("train", 1, {})
+    tracker.flush()
+    tracker.close()
+    assert (errors.count, errors.unwritten) == (0, {})
