@@ -26,11 +26,14 @@ Minutes = Annotated[float, Field(gt=0, le=MOST)]
 PositiveSide = Annotated[int, Field(ge=1, le=MOST_PIXELS)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 
+_CLASSES = (
+    "The number of classes comes from the data, a detector's from its annotation file (data.classes chooses some of them)."
+)
 _DEVICE = (
     "The device is the key `device` by itself: device=cuda, or cpu. Which GPU: CUDA_VISIBLE_DEVICES, or torchrun for several."
 )
 ELSEWHERE = {
-    "num_classes": "The number of classes comes from the data: a detector's from its annotation file; data.classes chooses some.",
+    "num_classes": _CLASSES,
     **dict.fromkeys(("device", "devices", "gpu", "gpus"), _DEVICE),
 }
 """Keys that people look for where they are not, by their last part, and where to find what they set."""

@@ -438,7 +438,7 @@ def test_a_place_in_a_list_that_only_the_defaults_have_is_refused_with_advice(pr
         (
             "model.num_classes=3",
             "model.num_classes",
-            "unknown key. The number of classes comes from the data: a detector's",
+            "unknown key. The number of classes comes from the data, a detector's",
         ),
         ("model.head.num_classes=3", "model.head", "The number of classes comes from the data"),
         ("train.device=cuda", "train.device", "unknown key. The device is the key `device` by itself: device=cuda, or cpu."),
