@@ -68,15 +68,22 @@ class Checkpoint:
         """
         if self.categories == dataset.categories:
             return
-        ours, theirs = self.categories, dataset.categories
-        difference = next((pair for pair in zip(ours, theirs, strict=False) if pair[0] != pair[1]), None)
-        detail = f"{len(ours)} classes against {len(theirs)}"
-        if difference is not None:
-            detail = f"{difference[0].name!r} (id {difference[0].id}) against {difference[1].name!r} (id {difference[1].id})"
         raise UserError(
-            f"{self.path} was trained on other classes than {dataset.path} has: {detail}. "
+            f"{self.path} was trained on other classes than {dataset.path} has: "
+            f"{first_difference(self.categories, dataset.categories)}. "
             "Name a data set with the same categories, or train a model on this one."
         )
+
+
+def first_difference(ours: list[Category], theirs: list[Category]) -> str:
+    """In which category two lists differ first, or in how many there are, for a message."""
+    for our, their in zip(ours, theirs, strict=False):
+        if (our.name, our.id) != (their.name, their.id):
+            return f"{our.name!r} (id {our.id}) against {their.name!r} (id {their.id})"
+        if our != their:
+            names = " against ".join(", ".join(category.keypoints) or "none" for category in (our, their))
+            return f"the keypoints of {our.name!r}: {names}"
+    return f"{len(ours)} classes against {len(theirs)}"
 
 
 def save_checkpoint(

@@ -18,10 +18,25 @@ from backbones.registry import BACKBONES, STANDARD_OPTIONS, Registry
 from engine.data.augmentations import AUGMENTATIONS, MOST_PIXELS
 
 MOST = 10**6  # of whatever is counted: more is a slip of the keyboard, and would fill any memory
+MOST_FLOAT = 1e30  # beyond it float32 overflows, soon if not at once
 PositiveInt = Annotated[int, Field(ge=1, le=MOST)]
-PositiveFloat = Annotated[float, Field(gt=0)]
+PositiveFloat = Annotated[float, Field(gt=0, le=MOST_FLOAT)]
+NotNegativeFloat = Annotated[float, Field(ge=0, le=MOST_FLOAT)]
+Minutes = Annotated[float, Field(gt=0, le=MOST)]
 PositiveSide = Annotated[int, Field(ge=1, le=MOST_PIXELS)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
+
+_CLASSES = (
+    "The number of classes comes from the data, a detector's from its annotation file (data.classes chooses some of them)."
+)
+_DEVICE = (
+    "The device is the key `device` by itself: device=cuda, or cpu. Which GPU: CUDA_VISIBLE_DEVICES, or torchrun for several."
+)
+ELSEWHERE = {
+    "num_classes": _CLASSES,
+    **dict.fromkeys(("device", "devices", "gpu", "gpus"), _DEVICE),
+}
+"""Keys that people look for where they are not, by their last part, and where to find what they set."""
 
 
 class Section(BaseModel):
@@ -56,10 +71,12 @@ def check_choice(choice: Choice, registry: Registry[Any], *, besides: tuple[str,
             TypeAdapter(annotations.get(option, Any)).validate_python(value, strict=True)
             if isinstance(value, int) and abs(value) > MOST:
                 problems.append(f"Option {option!r} is {value!r:.60}: a number beyond {MOST} would fill any memory.")
+            if isinstance(value, float) and abs(value) > MOST_FLOAT:
+                problems.append(f"Option {option!r} is {value!r}: a number beyond {MOST_FLOAT:g} overflows.")
         except ValidationError as error:
             problems.append(f"Option {option!r} is {value!r:.200}: {error.errors()[0]['msg']}.")
         except UserError as error:
-            problems.append(str(error))
+            problems.append(f"{error} {ELSEWHERE[option]}" if option in ELSEWHERE else str(error))
     if problems:
         raise UserError(" ".join(problems))
 
@@ -177,9 +194,9 @@ class TrainConfig(Section):
 class DistributedConfig(Section):
     """Of runs with several processes; one process needs none of it."""
 
-    step_minutes: PositiveFloat = 30.0
+    step_minutes: Minutes = 30.0
     """How long a process waits within a step for the slowest one before the job ends, saying who is late."""
-    wait_minutes: PositiveFloat = 120.0
+    wait_minutes: Minutes = 120.0
     """How long the others wait for what the main process does alone: a first download, the scoring."""
     gradient_compression: Literal["bf16", "fp16"] | None = None
     """Exchange gradients in half precision: half the bytes, and no longer the gradients of one process to the last bits."""
@@ -199,8 +216,8 @@ class OptimizerConfig(Section):
     """The batch size `lr` is meant for: lr is multiplied by train.batch_size / base_batch_size. Left out: lr as it is."""
     momentum: Fraction = 0.9
     """Of sgd."""
-    weight_decay: Annotated[float, Field(ge=0)] = 1e-4
-    norm_weight_decay: Annotated[float, Field(ge=0)] | None = None
+    weight_decay: NotNegativeFloat = 1e-4
+    norm_weight_decay: NotNegativeFloat | None = None
     """Of normalisation layers' scale and shift. Left out: as weight_decay."""
 
 
@@ -239,7 +256,7 @@ class RunConfig(Section):
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto is a GPU where there is one."""
-    output_dir: str = "runs/default"
+    output_dir: Annotated[str, Field(min_length=1)] = "runs/default"
 
     @model_validator(mode="after")
     def _check(self) -> "RunConfig":

@@ -12,7 +12,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from backbones.errors import UserError, did_you_mean
-from engine.config import Choice, RunConfig
+from engine.config import ELSEWHERE, MOST_FLOAT, Choice, RunConfig
 from engine.job import TOOLS, job_class, job_name
 
 Key = tuple[str | int, ...]
@@ -271,13 +271,16 @@ def _describe(error: ValidationError, content: dict[str, Any], source: _Source, 
         if item["type"] == "extra_forbidden":
             name = str(item["loc"][-1])
             key = (*_within(content, item["loc"][:-1]), name)
-            message = f"unknown key.{did_you_mean(name, _known_keys(config_class, item['loc'][:-1]))}"
+            elsewhere = f" {ELSEWHERE[name]}" if name in ELSEWHERE else ""
+            message = f"unknown key.{elsewhere or did_you_mean(name, _known_keys(config_class, item['loc'][:-1]))}"
         elif item["type"] == "missing":
             message = "this key is required"
         elif item["type"] == "value_error":
             message = str(item["ctx"]["error"])
         elif item["type"] in ("model_type", "model_attributes_type"):
             message = f"this key has keys of its own, and cannot be {item['input']!r:.200}"
+        elif item["type"] == "less_than_equal" and item["ctx"]["le"] == MOST_FLOAT:
+            message = f"Input should be at most {MOST_FLOAT:g}, not {item['input']!r:.200}"  # not with its thirty zeros
         else:
             message = f"{item['msg']}, not {item['input']!r:.200}"
         known = problems.setdefault(key, [])

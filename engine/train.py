@@ -12,6 +12,7 @@ from torch.nn.parallel import DistributedDataParallel
 from backbones import Backbone, UserError
 from engine.amp import autocast
 from engine.build import build_optimizer, build_schedule, build_training_sampler, check_processes
+from engine.checkpoint import first_difference
 from engine.compilation import as_written
 from engine.config import RunConfig
 from engine.data.dataset import sample_seed
@@ -174,9 +175,10 @@ class Run:
         training_set = self.job.build_training_set(world)
         validation_set = self.job.build_validation_set(world)
         if training_set.categories != validation_set.categories:
+            difference = first_difference(training_set.categories, validation_set.categories)
             raise UserError(
-                f"{training_set.path} and {validation_set.path} list different categories: "
-                "a model trained on the one cannot be scored on the other."
+                f"{training_set.path} and {validation_set.path} list different categories: {difference}. "
+                "A model trained on the one cannot be scored on the other."
             )
         if not world.is_main:
             world.barrier()  # the main process downloads the weights; the others find them in the cache

@@ -7,6 +7,7 @@ python tools/eval_cls.py configs/cls_r50_imagenet.yaml --weights resnet50-11ad3f
 
 import argparse
 
+from engine.arguments import parse_with_settings
 from engine.cli import run_tool
 
 
@@ -16,7 +17,7 @@ def main() -> None:
     parser.add_argument("overrides", metavar="key=value", nargs="*", help="settings in place of the config's")
     parser.add_argument("--weights", metavar="PATH", help="weights of the whole classifier; needed with a config")
     parser.add_argument("-o", "--output", metavar="FOLDER", help="where predictions and scores are written (default: nowhere)")
-    args = parser.parse_intermixed_args()
+    args = parse_with_settings(parser)
 
     # Imported here, for torch takes seconds to load and --help needs none of it.
     from engine.evaluate import evaluate

@@ -11,6 +11,7 @@ python tools/eval_det.py --results runs/frcnn_r50 --report FOLDER --against runs
 
 import argparse
 
+from engine.arguments import parse_with_settings
 from engine.cli import run_tool
 
 
@@ -19,7 +20,8 @@ def main() -> None:
     parser.add_argument("source", metavar="CONFIG_OR_CHECKPOINT", nargs="?", help="a YAML file, or a .pt of a training run")
     parser.add_argument("overrides", metavar="key=value", nargs="*", help="settings in place of the config's")
     parser.add_argument("--weights", metavar="PATH", help="weights of the whole detector; needed with a config")
-    parser.add_argument("-o", "--output", metavar="FOLDER", help="where the results and scores are written (default: nowhere)")
+    where_results_go = "where the results and scores are written (default: the report's folder; without --report nowhere)"
+    parser.add_argument("-o", "--output", metavar="FOLDER", help=where_results_go)
     parser.add_argument("--results", metavar="FILE", help="score this COCO results file, or a run's; no model is run")
     parser.add_argument("--annotations", metavar="FILE", help="the ground truth for --results")
     parser.add_argument("--type", choices=["bbox", "segm", "keypoints"], help="what --results holds (default: bbox)")
@@ -27,7 +29,7 @@ def main() -> None:
     parser.add_argument("--images", metavar="FOLDER", help="the images of --annotations, for the report to draw")
     parser.add_argument("--against", metavar="RESULTS_OR_RUN", help="other results, or a run's folder, to compare with")
     parser.add_argument("--backend", choices=["hotcoco", "pycocotools"], help="the scorer (default: the config's, or hotcoco)")
-    args = parser.parse_intermixed_args()
+    args = parse_with_settings(parser)
     if args.results and (args.source or args.weights):
         parser.error("--results scores a file and runs no model: leave out CONFIG_OR_CHECKPOINT and --weights")
     if args.results and not args.annotations and not args.report:

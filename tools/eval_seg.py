@@ -7,6 +7,7 @@ python tools/eval_seg.py configs/seg_deeplabv3_r50_voc.yaml --weights deeplabv3_
 
 import argparse
 
+from engine.arguments import parse_with_settings
 from engine.cli import run_tool
 
 
@@ -16,7 +17,7 @@ def main() -> None:
     parser.add_argument("overrides", metavar="key=value", nargs="*", help="settings in place of the config's")
     parser.add_argument("--weights", metavar="PATH", help="weights of the whole segmenter; needed with a config")
     parser.add_argument("-o", "--output", metavar="FOLDER", help="where scores and confusion are written (default: nowhere)")
-    args = parser.parse_intermixed_args()
+    args = parse_with_settings(parser)
 
     # Imported here, for torch takes seconds to load and --help needs none of it.
     from engine.evaluate import evaluate

@@ -7,6 +7,7 @@ python tools/predict.py configs/cls_r50_imagenet.yaml photo.jpg -o predictions -
 
 import argparse
 
+from engine.arguments import parse_with_set_option
 from engine.cli import run_tool
 
 
@@ -21,7 +22,7 @@ def main() -> None:
         "--score", type=float, default=0.5, help="draw objects that score at least this, from 0 to 1 (default 0.5)"
     )
     parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto", help="auto: a GPU where there is one")
-    args = parser.parse_args()
+    args = parse_with_set_option(parser, paths="inputs")
     if not 0 <= args.score <= 1:
         parser.error(f"--score {args.score} is not from 0 to 1")
 

@@ -6,6 +6,7 @@ python tools/show_data.py configs/mrcnn_r50_lsj.yaml -o samples.png --count 24
 
 import argparse
 
+from engine.arguments import parse_with_settings
 from engine.cli import run_tool
 
 
@@ -16,7 +17,7 @@ def main() -> None:
     parser.add_argument("-o", "--output", metavar="FILE", default="samples.png", help="the picture (default samples.png)")
     parser.add_argument("--count", type=int, default=16, help="number of samples, spread over the data set (default 16)")
     parser.add_argument("--epoch", type=int, default=0, help="whose random choices to show, counted from 0 (default 0)")
-    args = parser.parse_intermixed_args()
+    args = parse_with_settings(parser)
     if args.count < 1 or args.epoch < 0:
         parser.error("--count must be at least 1, and --epoch at least 0")
 

@@ -12,6 +12,7 @@ from engine.config import (
     DataConfig,
     EvalConfig,
     ModelConfig,
+    NotNegativeFloat,
     PositiveFloat,
     PositiveInt,
     RunConfig,
@@ -22,7 +23,6 @@ from engine.config import (
 )
 from engine.data.augmentations import MOST_PIXELS
 
-NotNegative = Annotated[float, Field(ge=0)]
 Side = Annotated[int, Field(ge=2, le=MOST_PIXELS)]  # pixels; PyTorch fails at bringing images to 1 x 1
 PartOfTheRun = Annotated[list[int | float], Field(min_length=2, max_length=2)]
 
@@ -131,9 +131,9 @@ class ClassificationDataConfig(DataConfig):
 class ClassificationTrainConfig(TrainConfig):
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Share of each label that is spread evenly over all classes."""
-    mixup_alpha: NotNegative = 0.0
+    mixup_alpha: NotNegativeFloat = 0.0
     """Above 0, images are blended in pairs, with their labels, by a share drawn from Beta(alpha, alpha)."""
-    cutmix_alpha: NotNegative = 0.0
+    cutmix_alpha: NotNegativeFloat = 0.0
     """Above 0, images of a pair swap a rectangle, of a share drawn likewise. With both, a pair has one of the two at random."""
 
 

@@ -1,5 +1,6 @@
 """Detection as a job of the engine."""
 
+import math
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -132,8 +133,16 @@ class DetectionJob(Job[DetectionConfig]):
         prediction = {key: value.cpu() for key, value in prediction.items()}
         names = ["background", *(category.name for category in categories)]
         save_picture(draw_instances(image, prediction, class_names=names, score_threshold=score_threshold), picture)
-        drawn = int((prediction["scores"] >= score_threshold).sum())
-        return f"{drawn} objects -> {picture}", to_rows(0, prediction, categories)
+        said = _how_many_drawn(prediction["scores"], score_threshold)
+        return f"{said} -> {picture}", to_rows(0, prediction, categories)
+
+
+def _how_many_drawn(scores: Tensor, threshold: float) -> str:
+    drawn = int((scores >= threshold).sum())
+    if drawn == 0 and len(scores):  # a model trained too little, or a threshold too high: say which
+        highest = math.floor(100 * float(scores.max())) / 100  # 0.499 is not 0.5
+        return f"0 of {len(scores)} objects score {threshold:g} or more (highest {highest:.2f})"
+    return "1 object" if drawn == 1 else f"{drawn} objects"
 
 
 def _with_whole_masks(target: dict[str, Any]) -> dict[str, Any]:

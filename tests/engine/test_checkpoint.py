@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from backbones.errors import UserError
-from engine.checkpoint import load_checkpoint, save_checkpoint
+from engine.checkpoint import first_difference, load_checkpoint, save_checkpoint
 from engine.data.annotations import Category, load_annotations
 from engine.data.dataset import CocoDataset
 from engine.detection.build import build_model
@@ -279,3 +279,15 @@ def test_a_checkpoint_of_a_job_that_is_not_known_here_is_refused(saved, job):
     with pytest.raises(UserError, match=r"best\.pt.*'depth'") as caught:
         load_checkpoint(saved).load_config(job=job)
     assert len(str(caught.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("theirs", "said"),
+    [
+        ([Category(1, "cat"), Category(3, "dog")], "'dog' (id 2) against 'dog' (id 3)"),
+        ([Category(1, "cat")], "2 classes against 1"),
+        ([Category(1, "cat", ("nose", "tail")), Category(2, "dog")], "the keypoints of 'cat': none against nose, tail"),
+    ],
+)
+def test_the_first_difference_of_two_lists_of_classes(theirs, said):
+    assert first_difference([Category(1, "cat"), Category(2, "dog")], theirs) == said

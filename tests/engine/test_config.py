@@ -81,7 +81,7 @@ BAD_VALUES = {
     "train__ema": [True, {"decay": 1.0}, {"decay": 0.0}],
     "train__accumulate": [0, 1.5],
     "optimizer__name": ["adam", "SGD"],
-    "optimizer__lr": [0, -0.1, "1e-3", math.nan, math.inf],
+    "optimizer__lr": [0, -0.1, "1e-3", math.nan, math.inf, 1e300],
     "optimizer__momentum": [-0.1, 1.1],
     "optimizer__weight_decay": [-1e-4],
     "schedule__name": ["step"],

@@ -435,6 +435,19 @@ def test_a_place_in_a_list_that_only_the_defaults_have_is_refused_with_advice(pr
         ("model.head.name=mask_rcn", "model.head.name", "Did you mean 'mask_rcnn'?"),
         ("model.head.box_nms_tresh=1", "model.head", "Did you mean 'box_nms_thresh'?"),
         ("data.train=shapse", "data.train", "Did you mean 'shapes'?"),
+        (
+            "model.num_classes=3",
+            "model.num_classes",
+            "unknown key. The number of classes comes from the data, a detector's",
+        ),
+        ("model.head.num_classes=3", "model.head", "The number of classes comes from the data"),
+        ("train.device=cuda", "train.device", "unknown key. The device is the key `device` by itself: device=cuda, or cpu."),
+        ("gpu=0", "gpu", "unknown key. The device is the key `device`"),
+        ("optimizer.lr=1e300", "optimizer.lr", "at most 1e+30"),
+        ("optimizer.weight_decay=1e300", "optimizer.weight_decay", "at most 1e+30"),
+        ("distributed.step_minutes=1e30", "distributed.step_minutes", "less than or equal to 1000000"),
+        ("model.head.box_nms_thresh=1e300", "model.head", "a number beyond 1e+30 overflows"),
+        ("output_dir=''", "output_dir", "at least 1 character"),
     ],
 )
 def test_a_mistake_in_an_override_is_named_as_its(problems, override, key, message):

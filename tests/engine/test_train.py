@@ -215,7 +215,7 @@ def test_training_and_validation_sets_of_other_classes_are_refused(make_config, 
     content = json.loads(Path(toy_data["annotations"]).read_text())
     content["categories"][0]["name"] = "rhombus"
     (tmp_path / "other.json").write_text(json.dumps(content))
-    with pytest.raises(UserError, match="list different categories"):
+    with pytest.raises(UserError, match=r"list different categories: '.+' \(id \d+\) against 'rhombus' \(id \d+\)\. A model"):
         train(make_config(f"data.val.annotations={tmp_path / 'other.json'}", f"data.val.images={toy_data['images']}"))
 
 

@@ -92,7 +92,7 @@ def test_a_prediction_is_drawn_from_the_threshold_on_and_written_whole(job, tmp_
         "scores": torch.tensor([0.75, 0.25]),
     }
     said, rows = job.present(image, prediction, CATEGORIES, picture=tmp_path / "half.png", score_threshold=0.5)
-    assert said == f"1 objects -> {tmp_path / 'half.png'}"
+    assert said == f"1 object -> {tmp_path / 'half.png'}"
     assert rows == [
         {"image_id": 0, "category_id": 44, "bbox": [2, 3, 28, 17], "score": 0.75},
         {"image_id": 0, "category_id": 3, "bbox": [20, 10, 30, 25], "score": 0.25},
@@ -100,6 +100,12 @@ def test_a_prediction_is_drawn_from_the_threshold_on_and_written_whole(job, tmp_
     said, again = job.present(image, prediction, CATEGORIES, picture=tmp_path / "all.png", score_threshold=0.0)
     assert said == f"2 objects -> {tmp_path / 'all.png'}"
     assert again == rows
+    said, again = job.present(image, prediction, CATEGORIES, picture=tmp_path / "none.png", score_threshold=0.9)
+    assert said == f"0 of 2 objects score 0.9 or more (highest 0.75) -> {tmp_path / 'none.png'}"
+    assert again == rows
+    nothing = {key: value[:0] for key, value in prediction.items()}
+    said, _ = job.present(image, nothing, CATEGORIES, picture=tmp_path / "none.png", score_threshold=0.9)
+    assert said == f"0 objects -> {tmp_path / 'none.png'}"
     half, whole = (np.asarray(Image.open(tmp_path / f"{name}.png")).astype(int) for name in ("half", "all"))
     assert np.abs(half - whole).max() > 50
 
@@ -161,3 +167,10 @@ def test_only_masks_that_are_drawn_are_pasted(job, tmp_path, monkeypatch):
     image = np.full((40, 60, 3), 128, np.uint8)
     _, rows = job.present(image, prediction, CATEGORIES, picture=tmp_path / "none.png", score_threshold=0.5)
     assert "segmentation" in rows[0]
+
+
+def test_the_highest_score_never_reads_as_if_it_were_enough(job, tmp_path):
+    prediction = {"boxes": torch.tensor([[2.0, 3, 30, 20]]), "labels": torch.tensor([1]), "scores": torch.tensor([0.4999])}
+    image = np.full((40, 60, 3), 128, np.uint8)
+    said, _ = job.present(image, prediction, CATEGORIES, picture=tmp_path / "none.png", score_threshold=0.5)
+    assert "(highest 0.49)" in said
