@@ -46,8 +46,8 @@ class JsonlTracker:
             raise OSError(errno.EEXIST, "there is something else than a file", str(path))
         lines = path.read_bytes().splitlines(keepends=True) if path.is_file() else []
         records = [(line, _record(line)) for line in lines]
-        if errors is not None and (foreign := sum(record is None for _, record in records[:-1])):
-            # The last one alone is cut short when a run is killed.
+        if errors is not None and (foreign := sum(record is None and line.endswith(b"\n") for line, record in records)):
+            # A line without an end is the last one, cut short when a run was killed.
             copy = path.with_name("metrics.before.jsonl")
             write_whole(copy, b"".join(lines))
             errors.tell(
@@ -156,7 +156,7 @@ class _AppendedFile:
         try:
             if self._handle is None:
                 self.path.parent.mkdir(parents=True, exist_ok=True)
-                self._handle = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o666)
+                self._handle = self._open()
             while self._pending:
                 self._pending = self._pending[os.write(self._handle, self._pending) :]
         except OSError as error:
@@ -188,6 +188,12 @@ class _AppendedFile:
         if self._handle is not None:
             self.append(b"")
             self._release()
+
+    def _open(self) -> int:
+        # A pipe would take the lines from the run, and hold it up when it is full.
+        if self.path.is_fifo():
+            raise OSError(errno.EEXIST, "there is something else than a file", str(self.path))
+        return os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o666)
 
     def _release(self) -> None:
         assert self._handle is not None

@@ -221,3 +221,30 @@ def test_a_device_in_its_place_takes_all(tmp_path):
     tracker.flush()
     tracker.close()
     assert (errors.count, errors.unwritten) == (0, {})
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir])
+def test_what_is_no_file_and_takes_its_place_is_told_and_the_lines_are_kept(tmp_path, make):
+    path, said = tmp_path / "metrics.jsonl", []
+    errors = WriteErrors(said.append)
+    tracker = JsonlTracker(path, errors=errors)
+    tracker.log("train", 1, {})
+    path.unlink()
+    make(path)
+    tracker.flush()
+    tracker.log("train", 2, {})
+    assert list(errors.unwritten) == ["metrics.jsonl"]
+    assert len(said) == 1
+    path.rename(tmp_path / "elsewhere")
+    tracker.flush()
+    tracker.close()
+    assert errors.unwritten == {}
+    assert json.loads(path.read_text())["step"] == 2
+
+
+def test_a_last_line_of_others_that_is_whole_is_kept_beside_and_one_cut_short_is_not(tmp_path):
+    path, said = tmp_path / "metrics.jsonl", []
+    for line, copies in ((b"# my no", 0), (b"# my note\n", 1)):
+        path.write_bytes(line)
+        JsonlTracker(path, errors=WriteErrors(said.append)).close()
+        assert (len(said), (tmp_path / "metrics.before.jsonl").exists()) == (copies, bool(copies))
