@@ -237,7 +237,7 @@ def check_same_images(checkpoint: Checkpoint, dataset: SampleSet) -> None:
     if before != len(dataset):
         raise UserError(
             f"{checkpoint.path} was trained on {before} images, {dataset.path} now gives {len(dataset)}: the run cannot go on "
-            "where it was. Put the files back, or start another run from its weights: output_dir=FOLDER."
+            "where it was. Put the files back, or start another run: output_dir=FOLDER."
         )
 
 
